@@ -1,0 +1,242 @@
+"""docs/hooks.md, the specifications and the built-in implementations say the same; each hook is really called."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import re
+import textwrap
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import pytest
+
+import ncn_framework.errors
+import ncn_framework.models
+from ncn_framework import Node, Settings, hookimpl, hookspecs
+from ncn_framework.manager import HOOK_KINDS, ROLES, LoadedPlugin, build_manager, find_plugins, loaded_plugin
+from ncn_framework.models import Event, SandboxSpec
+from ncn_framework.tensors import pack_tensors
+from ncn_framework.testing.fakes import (
+    FakeRuntime,
+    RecordingPlugin,
+    fake_candidates,
+    fake_record,
+    fake_request,
+)
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "hooks.md"
+HOOKS = list(HOOK_KINDS)
+BUILT_IN = ("ncn_gateway", "ncn_compute", "ncn_client")
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the document says of one hook."""
+
+    signature: str
+    kind: str
+    text: str
+    example: str
+
+
+def sections() -> dict[str, Section]:
+    found = {}
+    for part in re.split(r"^### ", DOCUMENT.read_text(), flags=re.MULTILINE)[1:]:
+        name, _, body = part.partition("\n")
+        body = body.split("\n## ")[0]
+        signature, example = re.findall(r"^```python\n(.*?)\n```$", body, flags=re.MULTILINE | re.DOTALL)
+        kind = re.search(r"^Kind: (\w+)\. ", body, flags=re.MULTILINE)
+        found[name] = Section(signature, kind[1] if kind else "", body, example)
+    return found
+
+
+def specifications() -> dict[str, ast.FunctionDef]:
+    tree = ast.parse(inspect.getsource(hookspecs))
+    return {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name.startswith("ncn_")}
+
+
+def built_in() -> list[LoadedPlugin]:
+    return [plugin for plugin in find_plugins() if plugin.source.__module__.partition(".")[0] in BUILT_IN]
+
+
+def test_every_hook_has_a_section_in_the_order_of_the_specifications() -> None:
+    assert list(sections()) == HOOKS == list(specifications())
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_section_has_the_exact_signature_and_kind(hook: str) -> None:
+    spec = specifications()[hook]
+    assert spec.returns is not None
+    section = sections()[hook]
+    assert section.signature == f"def {hook}({ast.unparse(spec.args)}) -> {ast.unparse(spec.returns)}"
+    assert section.kind == HOOK_KINDS[hook]
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_section_says_when_it_is_called_and_names_its_arguments(hook: str) -> None:
+    section = sections()[hook]
+    assert "- Called: " in section.text
+    described = section.text.replace(section.signature, "").replace(section.example, "")
+    for argument in specifications()[hook].args.args:
+        if argument.arg != "node":  # every plugin knows its node
+            assert f"`{argument.arg}" in described, argument.arg
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_an_example_is_short_and_loads(hook: str) -> None:
+    example = sections()[hook].example
+    assert 3 <= len([line for line in example.splitlines() if line.strip()]) <= 10
+    names = vars(ncn_framework.models) | vars(ncn_framework.errors)
+    namespace = {**names, "hookimpl": hookimpl, "asyncio": asyncio, "click": click, "pack_tensors": pack_tensors}
+    namespace["asynccontextmanager"] = asynccontextmanager
+    exec(  # noqa: S102 - our own document
+        "class Example:\n    roles = ('gateway',)\n\n    def __init__(self, node):\n        self.node = node\n\n"
+        + textwrap.indent(example, "    "),
+        namespace,
+    )
+    plugin = loaded_plugin("example", namespace["Example"])
+    assert build_manager([plugin]).hooks_of(plugin) == [hook]
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_specification_keeps_to_what_pluggy_handles(hook: str) -> None:
+    arguments = specifications()[hook].args
+    assert len(arguments.args) <= 4
+    assert [*arguments.defaults, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg] == [None, None]
+    assert ast.get_docstring(specifications()[hook])
+    assert HOOK_KINDS[hook] in ("decision", "around", "every", "notify")
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_built_in_plugin_implements_every_hook(hook: str) -> None:
+    plugins = built_in()
+    found = build_manager(plugins)
+    assert any(hook in found.hooks_of(plugin) for plugin in plugins), f"no built-in plugin uses {hook}"
+
+
+def test_the_built_in_implementations_have_the_types_of_the_specifications() -> None:
+    checked = 0
+    for plugin in built_in():
+        for hook in HOOKS:
+            function = getattr(plugin.source, hook, None)
+            if function is None:
+                continue
+            wanted = getattr(hookspecs, hook).__annotations__
+            for name, annotation in function.__annotations__.items():
+                if name != "return":
+                    assert annotation == wanted[name], f"{plugin.name}: {name} of {hook}"
+            checked += 1
+    assert checked >= len(HOOKS) - 1
+
+
+# --- each hook is really called ---
+
+
+class _Table(Settings):
+    table = "witness"
+
+
+class Witness(RecordingPlugin):
+    """Implements every hook and notes each call."""
+
+    def __init__(self) -> None:
+        super().__init__("witness")
+
+    @hookimpl
+    def ncn_serve(self, node: Node) -> AbstractAsyncContextManager[None]:
+        self.note("ncn_serve")
+        return self.service()
+
+    @asynccontextmanager
+    async def service(self) -> AsyncIterator[None]:
+        yield
+
+    @hookimpl
+    def ncn_settings(self) -> type[Settings]:
+        self.note("ncn_settings")
+        return _Table
+
+    @hookimpl
+    def ncn_commands(self) -> list[click.Command]:
+        self.note("ncn_commands")
+        return [click.Command("witness")]
+
+    @hookimpl
+    def ncn_http_routes(self, node: Node) -> list[str]:
+        self.note("ncn_http_routes")
+        return ["/witness"]
+
+    @hookimpl
+    def ncn_event(self, event: Event) -> None:
+        self.note("ncn_event")
+
+    @hookimpl
+    def ncn_runtimes(self) -> list[str]:
+        self.note("ncn_runtimes")
+        return ["witness"]
+
+    @hookimpl
+    def ncn_open_sandbox(self, spec: SandboxSpec, mode: str) -> AbstractAsyncContextManager[None]:
+        self.note("ncn_open_sandbox")
+        return self.service()
+
+
+async def _walk(node: Node) -> None:
+    await node.lifecycle.run(fake_request(), lambda update: None, candidates=fake_candidates())
+
+
+async def _serve(node: Node) -> None:
+    stop = asyncio.Event()
+    stop.set()
+    await node.run(stop)
+
+
+async def _register(node: Node) -> None:
+    await node.lifecycle.register(fake_record())
+
+
+async def _settings(node: Node) -> None:
+    assert node.plugins.settings() == [_Table]
+
+
+async def _commands(node: Node) -> None:
+    assert [command.name for command in node.plugins.commands()] == ["witness"]
+
+
+async def _http_routes(node: Node) -> None:
+    assert node.plugins.http_routes(node) == ["/witness"]
+
+
+async def _runtimes(node: Node) -> None:
+    assert node.plugins.runtimes() == {"witness", "fake"}
+
+
+async def _open_sandbox(node: Node) -> None:
+    async with node.plugins.open_sandbox(SandboxSpec(("true",), ()), "strict"):
+        pass
+
+
+TRIGGERS: dict[str, Callable[[Node], Awaitable[None]]] = {
+    "ncn_register": _register,
+    "ncn_serve": _serve,
+    "ncn_settings": _settings,
+    "ncn_commands": _commands,
+    "ncn_http_routes": _http_routes,
+    "ncn_runtimes": _runtimes,
+    "ncn_open_sandbox": _open_sandbox,
+}
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("role", ROLES)
+async def test_an_implementation_is_called(hook: str, role: str, make_node: Callable[..., Node]) -> None:
+    witness = Witness()
+    node = make_node(role, witness, FakeRuntime())
+    assert not [line for line in witness.transcript if hook in line]
+    await TRIGGERS.get(hook, _walk)(node)
+    assert [line for line in witness.transcript if hook in line]
