@@ -1,0 +1,200 @@
+"""One request on its way through this gateway: progress that is durable before it is heard."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+from ncn_framework.errors import NcnError, error_from_code
+from ncn_framework.lifecycle import Outcome
+from ncn_framework.models import Chunk, Event, InferenceRequest, ModelManifest, Route
+from ncn_framework.states import TERMINAL, State
+
+from .store import Progress, Row, Store
+
+__all__ = ["Task", "Update"]
+
+Update = Event | Chunk
+"""What a task's followers hear."""
+
+
+class Task:
+    """One request.
+
+    Attributes:
+        request: as admitted.
+        manifest: of its model.
+        updates: every move and chunk so far.
+        node: address of the node it was routed to.
+        error: why it failed.
+        outcome: what came out, once it settled.
+        resting: whether the end is durable.
+    """
+
+    def __init__(self, request: InferenceRequest, manifest: ModelManifest, store: Store) -> None:
+        self.request, self.manifest = request, manifest
+        self.updates: list[Update] = []
+        self.state = State.RECEIVED
+        self.created_ms = self.updated_ms = 0
+        self.node: bytes | None = None
+        self.error: NcnError | None = None
+        self.outcome: Outcome | None = None
+        self.resting = False
+        self.walking: asyncio.Task[None] | None = None
+        self._store = store
+        self._detail = ""
+        self._durable = 0  # moves on disk
+        self._moves = 0
+        self._followers = 0
+        self._followers_waiting: list[asyncio.Future[None]] = []
+        self._end_waiting: list[asyncio.Future[None]] = []
+
+    # --- what the walk says ---
+
+    def observe(self, update: Update) -> None:
+        """Take a move or a chunk from the life cycle."""
+        self.updates.append(update)
+        if isinstance(update, Event):
+            self.state, self.updated_ms, self._detail = update.state, update.at_ms, update.detail
+            self.node = update.node or self.node
+            self._moves += 1
+            if self._followers and update.state not in TERMINAL:
+                self._flush()
+        else:
+            _wake(self._followers_waiting)
+
+    def _row(self) -> Row:
+        request, settled = self.request, self.outcome
+        return Row(
+            request_id=request.request_id,
+            request_hash=request.request_hash,
+            state=self.state,
+            model=request.model,
+            node=self.node,
+            created_ms=self.created_ms,
+            updated_ms=self.updated_ms,
+            detail=self._detail,
+            progress=Progress(
+                request,
+                tuple(u for u in self.updates if isinstance(u, Event)),
+                tuple(u for u in self.updates if isinstance(u, Chunk)),
+                settled.receipt if settled else None,
+                settled.settlement if settled else None,
+            ),
+        )
+
+    def _flush(self) -> asyncio.Future[None]:
+        moves = self._moves
+        stored = self._store.put(self._row(), self.manifest)
+
+        def done(future: asyncio.Future[None]) -> None:
+            if not future.cancelled() and future.exception() is None:
+                self._durable = max(self._durable, moves)
+                _wake(self._followers_waiting)
+
+        stored.add_done_callback(done)
+        return stored
+
+    async def rest(self, *, alone: bool) -> None:
+        """Store how the walk ended, then let everybody hear of it; ``alone``: no other task is in flight."""
+        try:
+            await self._store.put(self._row(), self.manifest, alone=alone)
+            self._durable = self._moves
+        except NcnError as error:
+            self.error, self.outcome = error, None
+        self.resting = True
+        _wake(self._end_waiting)
+        _wake(self._followers_waiting)
+
+    # --- what others ask ---
+
+    async def wait(self) -> Outcome:
+        """Return the outcome once the end is durable.
+
+        Raises:
+            NcnError: why the task failed.
+        """
+        while not self.resting:
+            await _next(self._end_waiting)
+        if self.outcome is None:
+            raise self.error or NcnError(f"task 0x{self.request.request_id.hex()} ended without an outcome")
+        return self.outcome
+
+    async def settled_or_received(self) -> None:
+        """Return once RECEIVED is durable."""
+        while not self._durable and not self.resting:
+            await asyncio.shield(self._flush())
+
+    async def follow(self, after: int = 0) -> AsyncGenerator[tuple[int, Update], None]:
+        """Yield each update behind the first ``after`` with its index from 1; moves when they are durable.
+
+        Ends when the task rests.
+        """
+        self._followers += 1
+        try:
+            index, moves = after, sum(isinstance(u, Event) for u in self.updates[:after])
+            if self._durable < self._moves and not self.resting:
+                self._flush()
+            while True:
+                while index < len(self.updates):
+                    update = self.updates[index]
+                    if isinstance(update, Event):
+                        if moves >= self._durable:
+                            if self.resting:
+                                return  # its end could not be stored
+                            break
+                        moves += 1
+                    index += 1
+                    yield index, update
+                else:
+                    if self.resting:
+                        return
+                await _next(self._followers_waiting)
+        finally:
+            self._followers -= 1
+
+    def cancel(self) -> None:
+        """Stop the walk; what was reserved is released. Does nothing once it has ended."""
+        # later in this turn of the loop: a walk cancelled before its first step would never store its end
+        asyncio.get_running_loop().call_soon(self._cancel)
+
+    def _cancel(self) -> None:
+        if self.walking is not None and self.state not in TERMINAL and self.error is None:
+            self.walking.cancel()
+
+    @classmethod
+    def restored(cls, row: Row, manifest: ModelManifest, store: Store) -> Task:
+        """Return a task as the store has it."""
+        saved = row.progress
+        task = cls(saved.request, manifest, store)
+        for event in saved.events:
+            if event.state is State.EXECUTED:
+                task.updates.extend(saved.chunks)
+            task.updates.append(event)
+        if not saved.events or saved.events[-1].state is not row.state:  # cut off by a stop of the gateway
+            task.updates.append(Event(row.request_id, row.state, row.updated_ms, row.detail))
+        task.state, task.node, task._detail = row.state, row.node, row.detail
+        task.created_ms, task.updated_ms = row.created_ms, row.updated_ms
+        if saved.receipt and saved.settlement:
+            route = Route(saved.receipt.receipt.node, manifest)
+            task.outcome = Outcome(route, saved.chunks, saved.receipt, saved.settlement)
+        else:
+            code, _, message = row.detail.partition(": ")
+            task.error = error_from_code(code, message)
+        task.resting = True
+        task._durable = task._moves = len(task.updates)
+        return task
+
+
+def _next(waiting: list[asyncio.Future[None]]) -> asyncio.Future[None]:
+    """Return a future of the caller's own, so that who is cancelled harms nobody else."""
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    waiting.append(future)
+    return future
+
+
+def _wake(waiting: list[asyncio.Future[None]]) -> None:
+    for future in waiting:
+        if not future.done():
+            future.set_result(None)
+    waiting.clear()
