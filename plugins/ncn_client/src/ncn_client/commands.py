@@ -1,0 +1,252 @@
+"""The commands ``ncn infer``, ``ncn embed`` and ``ncn verify``. What is slow to import is imported inside them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import click
+
+if TYPE_CHECKING:
+    from ncn_framework.tensors import TensorSpec
+
+    from .answers import Answer
+    from .client import Client
+
+__all__ = ["embed", "infer", "verify"]
+
+_SHOWN = 5
+"""Numbers of a vector that ``ncn embed`` prints."""
+
+_gateway = click.option("--gateway", metavar="URL", help="Gateway to ask; default: setting client.gateway.")
+_timeout = click.option("--timeout", "timeout_s", type=click.FloatRange(0, min_open=True), help="Seconds to wait.")
+_save = click.option(
+    "--save", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the proof, for ncn verify."
+)
+
+
+def _address(ctx: click.Context, param: click.Parameter, value: str | None) -> bytes | None:
+    from ncn_framework.signing import address_from_hex
+
+    try:
+        return None if value is None else address_from_hex(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from error
+
+
+_node = click.option("--node", callback=_address, metavar="ADDRESS", help="Take only this node's answer.")
+
+
+@click.command(short_help="Ask a model; the answer is verified here.")
+@click.argument("model")
+@click.option("--input", "-i", "inputs", multiple=True, metavar="NAME=VALUE", help="An input; @FILE reads a file.")
+@click.option("--json", "form", type=click.File("rb"), metavar="FILE", help="All inputs as one JSON object; -: stdin.")
+@click.option("--parameter", "-p", "parameters", multiple=True, metavar="NAME=VALUE", help="A parameter.")
+@click.option("--limit-units", type=click.IntRange(1), help="Most units to pay for.")
+@_timeout
+@_node
+@_save
+@_gateway
+def infer(
+    model: str,
+    inputs: tuple[str, ...],
+    form: BinaryIO | None,
+    parameters: tuple[str, ...],
+    limit_units: int | None,
+    timeout_s: float | None,
+    node: bytes | None,
+    save: Path | None,
+    gateway: str | None,
+) -> None:
+    """Ask MODEL (name or digest) and print its outputs as JSON, one line for each chunk.
+
+    The answer is verified before it is printed: hash chain, receipt, signature, outputs against the manifest.
+    A VALUE is text where the model takes text, else JSON: a number or a list. @FILE is the file's content:
+    one text, or the raw little-endian data. An input of texts may be given several times.
+
+    \b
+    ncn infer minilm --input text="a sentence" --input text="another"
+    ncn infer mlp --json inputs.json --save answer.json
+    echo '{"text": ["a sentence"]}' | ncn infer minilm --json -
+    """
+    from ncn_framework.wire.json import encode, tensor_json
+
+    values: dict[str, Any] = _json_object(form.read()) if form else {}
+    with _client(gateway, node, timeout_s) as client:
+        specs = {spec.name: spec for spec in client.model(model).manifest.inputs}
+        for text in inputs:
+            name, value = _pair("--input", text)
+            _add(values, name, _value(specs.get(name), name, value))
+        options: dict[str, Any] = {"limit_units": limit_units} if limit_units else {}
+        options["parameters"] = {name: _scalar(value) for name, value in (_pair("-p", text) for text in parameters)}
+        answer = client.infer(model, values, **options)
+    for part in answer.parts:
+        click.echo(encode({"outputs": [tensor_json(tensor, "json") for tensor in part.values()]}))
+    _write(answer, save)
+    click.echo("\n".join(_summary(answer)), err=True)
+
+
+@click.command(short_help="Ask for the embeddings of texts; verified here.")
+@click.argument("texts", nargs=-1, required=True, metavar="TEXT...")
+@click.option("--model", default="minilm", show_default=True, help="Name or digest of a model of embeddings.")
+@click.option("--json", "as_json", is_flag=True, help="Whole vectors, as one JSON list of lists.")
+@_timeout
+@_node
+@_save
+@_gateway
+def embed(
+    texts: tuple[str, ...],
+    model: str,
+    as_json: bool,
+    timeout_s: float | None,
+    node: bytes | None,
+    save: Path | None,
+    gateway: str | None,
+) -> None:
+    """Embed each TEXT: print the first numbers of its vector, and what proves them.
+
+    \b
+    ncn embed "a sentence"
+    ncn embed "one" "two" --json > vectors.json
+    ncn embed "a sentence" --save answer.json && ncn verify answer.json
+    """
+    with _client(gateway, node, timeout_s) as client:
+        answer = client.embed(texts, model)
+    vectors = answer.vectors
+    if as_json:
+        click.echo(json.dumps(vectors))
+    else:
+        for text, vector in zip(texts, vectors, strict=True):
+            numbers = " ".join(f"{number:+.4f}" for number in vector[:_SHOWN])
+            more = " ..." if len(vector) > _SHOWN else ""
+            click.echo(f"[{numbers}{more}]  {len(vector)} numbers  {_plain(text[:60])!r}")
+        click.echo("\n".join(_summary(answer)))
+    _write(answer, save)
+
+
+@click.command(short_help="Check a saved answer, offline.")
+@click.argument("file", type=click.File("rb"))
+@_node
+def verify(file: BinaryIO, node: bytes | None) -> None:
+    """Check the saved answer in FILE (- is standard input) without asking anybody.
+
+    One line for each check that passes. Exit status 0 if all do; else 1, with the place and what is wrong there.
+    That the node is one to trust is for you to say, with --node.
+
+    \b
+    ncn verify answer.json
+    ncn verify answer.json --node 0x19E7E376E7C213B7E7e7e46cc70A5dD086DAff2A
+    """
+    from ncn_framework.proof import MAX_PROOF_BYTES
+    from ncn_framework.proof import verify as check
+
+    check(file.read(MAX_PROOF_BYTES + 1), node=node, report=lambda line: click.echo(f"ok  {_plain(line)}"))
+    click.echo("verified" if node else "verified; any node was accepted, name the one that you trust with --node")
+
+
+def _client(gateway: str | None, node: bytes | None, timeout_s: float | None) -> Client:
+    """Return a client made of the settings; a domain other than the default is one to insist on."""
+    from ncn_framework.config import Config
+    from ncn_framework.models import Domain
+    from ncn_framework.signing import Signer
+
+    from .client import Client
+    from .config import ClientSettings
+
+    config = Config()
+    settings, domain = config.load(ClientSettings), config.core.domain
+    key = settings.private_key.get_secret_value()
+    return Client(
+        gateway or settings.gateway,
+        signer=Signer.from_hex(key, "setting client.private_key") if key else None,
+        domain=None if domain == Domain() else domain,
+        node=node,
+        timeout_s=timeout_s or settings.timeout_ms / 1000,
+    )
+
+
+def _write(answer: Answer, path: Path | None) -> None:
+    if path is None:
+        return
+    try:
+        answer.save(path)
+    except OSError as error:
+        raise click.FileError(str(path), error.strerror or str(error)) from error
+    click.echo(f"saved {path}", err=True)
+
+
+def _summary(answer: Answer) -> list[str]:
+    from ncn_framework.signing import address_hex
+
+    receipt, manifest = answer.receipt.receipt, answer.proof.manifest
+    return [
+        f"model      {_plain(manifest.name)} 0x{receipt.model.hex()}",
+        f"node       {address_hex(receipt.node)}",
+        f"output     0x{receipt.output_hash.hex()}",
+        f"cost       {receipt.units} units, {receipt.fee_wei} wei; {receipt.finished_ms - receipt.started_ms} ms",
+        f"signature  ok, {len(answer.receipt.signatures)} on the receipt",
+    ]
+
+
+def _plain(text: str) -> str:
+    """Return ``text`` without what a terminal would obey; names in a proof are anybody's."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+# --- what is typed ---
+
+
+def _pair(option: str, text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise click.UsageError(f"{option} {text!r} is not NAME=VALUE")
+    return name, value
+
+
+def _json_object(data: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise click.UsageError(f"--json is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise click.UsageError('--json is not an object of inputs, such as {"text": ["a sentence"]}')
+    return found
+
+
+def _value(spec: TensorSpec | None, name: str, text: str) -> Any:
+    """Return what was typed as the model takes it; an unknown input is for the client to refuse."""
+    if text.startswith("@"):
+        try:
+            return sys.stdin.buffer.read() if text == "@-" else Path(text[1:]).read_bytes()
+        except OSError as error:
+            raise click.FileError(text[1:], error.strerror or str(error)) from error
+    if spec is None or spec.dtype == "BYTES":
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise click.UsageError(
+            f"--input {name}: {text[:40]!r} is not JSON; a {spec.dtype} input takes a number or a list"
+        ) from error
+
+
+def _add(values: dict[str, Any], name: str, value: Any) -> None:
+    """Add an input; one of texts that is given again becomes a list."""
+    if name not in values:
+        values[name] = value
+        return
+    have = values[name]
+    if not isinstance(value, str | bytes) or not isinstance(have, str | bytes | list):
+        raise click.UsageError(f"--input {name} is given twice; only texts may be")
+    values[name] = [*have, value] if isinstance(have, list) else [have, value]
+
+
+def _scalar(text: str) -> Any:
+    """Return a parameter: a JSON number, true or false; anything else is a string."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return value if isinstance(value, bool | int | float | str) else text
