@@ -109,7 +109,7 @@ def ncn_execute(request: InferenceRequest, leases: Leases) -> AsyncGenerator[Chu
 
 @_kind("every")
 def ncn_sign(receipt: SignedReceipt) -> Awaitable[Signature | Iterable[Signature] | None] | None:
-    """Sign a receipt that this process vouches for; ``receipt.signatures`` holds those made so far."""
+    """Sign a receipt that this process vouches for; ``receipt.signatures`` holds those that came with it."""
 
 
 @_kind("decision")
