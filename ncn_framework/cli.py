@@ -92,7 +92,7 @@ def serve(roles: tuple[str, ...], **flags: Any) -> None:
     from . import serving
 
     given = {tuple(name.split("__", 1)): value for name, value in flags.items() if value is not None}
-    sources = Sources(flags=given)  # type: ignore[arg-type]
+    sources = Sources(flags=given, presets=serving.presets(roles))  # type: ignore[arg-type]
     serving.run(roles, sources, _plugins(sources))
 
 
@@ -126,12 +126,17 @@ def config() -> None:
 
 
 @config.command("show")
+@click.argument("roles", nargs=-1, type=click.Choice(ROLES), metavar="[ROLE]...")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def config_show(as_json: bool) -> None:
-    """Show every setting that is in force and where it came from; secrets are masked."""
+def config_show(roles: tuple[str, ...], as_json: bool) -> None:
+    """Show every setting as it is in force for `ncn serve` with the same ROLEs, and where it came from.
+
+    Secrets are masked.
+    """
+    from . import serving
     from .config import Config
 
-    sources = Sources()
+    sources = Sources(presets=serving.presets(roles))
     settings = Config(sources)
     tables = _tables(build_manager(_plugins(sources)))
     settings.check(tables)

@@ -1,4 +1,4 @@
-"""Settings: flags over environment over ``.env`` over ``ncn.toml`` over defaults, each value with its origin.
+"""Settings: flags over environment over ``.env`` over ``ncn.toml`` over presets and defaults, each with its origin.
 
 Every plugin owns one table, a subclass of ``Settings``. A field ``http_port`` of table ``gateway`` is
 ``--gateway-http-port``, ``NCN_GATEWAY_HTTP_PORT`` and ``[gateway] http_port`` in ncn.toml. Names that operators
@@ -60,6 +60,7 @@ class CoreSettings(Settings):
     execute_timeout_ms: int = Field(StageLimits.execute_ms, gt=0, description="Limit of executing.")
     sign_timeout_ms: int = Field(StageLimits.sign_ms, gt=0, description="Limit of signing.")
     settle_timeout_ms: int = Field(StageLimits.settle_ms, gt=0, description="Limit of settling.")
+    pay_timeout_ms: int = Field(StageLimits.pay_ms, gt=0, description="Limit of a client's paying into escrow.")
     release_timeout_ms: int = Field(StageLimits.release_ms, gt=0, description="Limit of undoing reservations.")
     max_output_bytes: int = Field(StageLimits.output_bytes, gt=0, description="Most bytes of one answer.")
     drain_timeout_ms: int = Field(20_000, ge=0, description="How long running work may take after SIGTERM.")
@@ -83,6 +84,7 @@ class CoreSettings(Settings):
             execute_ms=self.execute_timeout_ms,
             sign_ms=self.sign_timeout_ms,
             settle_ms=self.settle_timeout_ms,
+            pay_ms=self.pay_timeout_ms,
             release_ms=self.release_timeout_ms,
             output_bytes=self.max_output_bytes,
         )

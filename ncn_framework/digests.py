@@ -8,8 +8,7 @@ implementations in other languages, Solidity among them.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
@@ -18,24 +17,39 @@ import msgspec
 
 if TYPE_CHECKING:
     from .models import Chunk, Domain, InferenceRequest, ModelManifest, Parameter, Receipt, Record
+    from .payments import Batch, Charge, Claim, Credit, EscrowTerms, TransferAuthorization
     from .tensors import Tensor
 
 __all__ = [
+    "CONTRACT_NAME",
     "TYPES",
-    "canonical_json",
+    "batch_digest",
     "chain_start",
+    "channel_id",
+    "charges_hash",
     "chunk_link",
+    "claims_hash",
+    "compact_signature",
+    "completion_digest",
+    "credits_hash",
+    "escrow_id",
+    "failure_digest",
+    "full_signature",
     "inputs_hash",
     "keccak",
-    "manifest_from_json",
-    "manifest_json",
     "model_digest",
+    "preprocess_commitment",
+    "preprocess_digest",
     "receipt_digest",
+    "receipt_leaf",
+    "receipts_root",
     "record_digest",
     "request_digest",
     "request_hash",
     "request_id",
     "session_digest",
+    "transfer_digest",
+    "voucher_digest",
 ]
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -51,123 +65,10 @@ def keccak(data: bytes) -> bytes:
 # --- content hashes ---
 
 
-def canonical_json(value: Any) -> bytes:
-    """Return RFC 8785's form for values of strings, ints, bools, lists and objects with ASCII keys.
-
-    Floats are written as Python and ECMAScript both do for the shortest round trip; RFC 8785's exponent form
-    for very large and very small ones is not produced, so manifests should avoid them.
-    """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
-
-
-def manifest_json(manifest: ModelManifest) -> bytes:
-    """Return the canonical JSON of a manifest: sorted keys, no white space, hashes and prices as strings."""
-    return canonical_json(
-        {
-            "schema": 1,
-            "name": manifest.name,
-            "version": manifest.version,
-            "runtime": manifest.runtime,
-            "architecture": manifest.architecture,
-            "files": [{"path": f.path, "size_bytes": f.size_bytes, "sha256": f.sha256.hex()} for f in manifest.files],
-            "inputs": [{"name": s.name, "dtype": s.dtype, "shape": list(s.shape)} for s in manifest.inputs],
-            "outputs": [{"name": s.name, "dtype": s.dtype, "shape": list(s.shape)} for s in manifest.outputs],
-            "parameters": dict(manifest.parameters),
-            "price": {"base_fee_wei": str(manifest.base_fee_wei), "unit_fee_wei": str(manifest.unit_fee_wei)},
-            "resources": {"memory_bytes": manifest.memory_bytes, "time_limit_ms": manifest.time_limit_ms},
-        }
-    )
-
-
-class _File(msgspec.Struct, forbid_unknown_fields=True):
-    path: str
-    size_bytes: int
-    sha256: str
-
-
-class _Spec(msgspec.Struct, forbid_unknown_fields=True):
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-
-class _Price(msgspec.Struct, forbid_unknown_fields=True):
-    base_fee_wei: str = "0"
-    unit_fee_wei: str = "0"
-
-
-class _Resources(msgspec.Struct, forbid_unknown_fields=True):
-    memory_bytes: int = 2 << 30
-    time_limit_ms: int = 60_000
-
-
-class ManifestFile(msgspec.Struct, forbid_unknown_fields=True):
-    """``manifest.json`` as it is written; the source of its JSON schema."""
-
-    name: str
-    version: str
-    runtime: str
-    files: list[_File]
-    inputs: list[_Spec]
-    outputs: list[_Spec]
-    schema: int = 1
-    architecture: str = ""
-    parameters: dict[str, bool | int | float | str] = {}
-    price: _Price = msgspec.field(default_factory=_Price)
-    resources: _Resources = msgspec.field(default_factory=_Resources)
-
-
-_manifest_decoder = msgspec.json.Decoder(ManifestFile)
-
-
-def manifest_from_json(data: bytes) -> ModelManifest:
-    """Return the manifest in ``data``, which need not be canonical; safe on bytes from anybody.
-
-    Raises:
-        ModelError: not JSON, a field missing, unknown or of a wrong type or value.
-    """
-    from .errors import ModelError
-    from .models import ModelFile, ModelManifest
-    from .tensors import DTYPE_SIZES, MAX_RANK, TensorSpec
-
-    try:
-        raw = _manifest_decoder.decode(data)
-        if raw.schema != 1:
-            raise ValueError(f"schema {raw.schema} is unknown; this version reads schema 1")
-        for spec in (*raw.inputs, *raw.outputs):
-            if spec.dtype not in DTYPE_SIZES or len(spec.shape) > MAX_RANK or any(d < -1 for d in spec.shape):
-                raise ValueError(f"tensor {spec.name!r} has a bad dtype or shape: {spec.dtype}{list(spec.shape)}")
-        prices = [int(p) for p in (raw.price.base_fee_wei, raw.price.unit_fee_wei)]
-        limits = (raw.resources.memory_bytes, raw.resources.time_limit_ms)
-        if min(prices) < 0 or max(prices) >= 2**96 or min(limits) <= 0 or max(limits) >= 2**63:
-            raise ValueError("a price lies outside 0 to 2^96-1 wei, or a resource limit is not a positive 63-bit int")
-        return ModelManifest(
-            name=raw.name,
-            version=raw.version,
-            runtime=raw.runtime,
-            architecture=raw.architecture,
-            files=tuple(ModelFile(f.path, f.size_bytes, _hash_from_hex(f.sha256)) for f in raw.files),
-            inputs=tuple(TensorSpec(s.name, s.dtype, s.shape) for s in raw.inputs),
-            outputs=tuple(TensorSpec(s.name, s.dtype, s.shape) for s in raw.outputs),
-            parameters=raw.parameters,
-            base_fee_wei=prices[0],
-            unit_fee_wei=prices[1],
-            memory_bytes=raw.resources.memory_bytes,
-            time_limit_ms=raw.resources.time_limit_ms,
-        )
-    except (ValueError, msgspec.DecodeError, RecursionError) as cause:
-        raise ModelError(f"manifest is not valid: {cause}") from cause
-
-
-def _hash_from_hex(text: str) -> bytes:
-    value = bytes.fromhex(text)
-    if len(value) != 32:
-        raise ValueError(f"sha256 {text!r} is not 64 hex digits")
-    return value
-
-
 def model_digest(manifest: ModelManifest) -> bytes:
     """Return SHA-256 of the manifest's canonical JSON, 32 bytes."""
+    from .manifests import manifest_json  # it knows the models, which know the digests
+
     return sha256(manifest_json(manifest)).digest()
 
 
@@ -229,17 +130,32 @@ TYPES = {
     ),
     "Record": "Record(string kind,address owner,uint64 sequence,uint64 expiresMs,bytes32 payloadHash)",
     "Session": "Session(address node,address gateway,bytes32 challenge)",
+    "Voucher": "Voucher(bytes32 channelId,uint96 cumulative)",
+    "Preprocess": "Preprocess(bytes32 requestId,bytes32 commitment)",
+    "Completion": "Completion(bytes32 requestId,bytes32 resultHash)",
+    "Failure": "Failure(bytes32 requestId)",
+    "Batch": (
+        "Batch(address gateway,uint64 nonce,uint32 epoch,uint32 count,bytes32 receiptsRoot,bytes32 daHash,"
+        "bytes32 claimsHash,bytes32 creditsHash)"
+    ),
+    "TransferWithAuthorization": (
+        "TransferWithAuthorization(address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,"
+        "bytes32 nonce)"
+    ),
 }
 """One type per purpose, never shared: a signature for one purpose means nothing for another."""
+
+CONTRACT_NAME = "NCN InferencePayment"
+"""EIP-712 name of the contract that all signatures but those of token transfers are bound to."""
 
 _TYPE_HASH = {name: keccak(text.encode()) for name, text in TYPES.items()}
 
 
 @lru_cache(maxsize=64)
-def _domain_separator(domain: Domain) -> bytes:
+def _domain_separator(domain: Domain, name: str) -> bytes:
     return keccak(
         _TYPE_HASH["EIP712Domain"]
-        + keccak(b"NCN InferencePayment")
+        + keccak(name.encode())
         + keccak(b"1")
         + domain.chain_id.to_bytes(32, "big")
         + _address(domain.contract)
@@ -254,12 +170,12 @@ def _uint(value: int) -> bytes:
     return value.to_bytes(32, "big")
 
 
-def _typed(domain: Domain, type_name: str, *words: bytes) -> bytes:
-    return keccak(b"\x19\x01" + _domain_separator(domain) + keccak(_TYPE_HASH[type_name] + b"".join(words)))
+def _typed(domain: Domain, type_name: str, *words: bytes, name: str = CONTRACT_NAME) -> bytes:
+    return keccak(b"\x19\x01" + _domain_separator(domain, name) + keccak(_TYPE_HASH[type_name] + b"".join(words)))
 
 
-def request_digest(domain: Domain, request: InferenceRequest) -> bytes:
-    """Return what a client signs: EIP-712 ``Request``."""
+def request_digest(domain: Domain, request: InferenceRequest | Receipt) -> bytes:
+    """Return what a client signs: EIP-712 ``Request``; a receipt names the same id and hash as its request."""
     return _typed(domain, "Request", request.request_id, request.request_hash)
 
 
@@ -297,3 +213,175 @@ def record_digest(domain: Domain, record: Record) -> bytes:
 def session_digest(domain: Domain, node: bytes, gateway: bytes, challenge: bytes) -> bytes:
     """Return what a node signs to open a session: EIP-712 ``Session`` over the gateway's fresh challenge."""
     return _typed(domain, "Session", _address(node), _address(gateway), challenge)
+
+
+# --- payments: the same digests as in contracts/ ---
+
+
+@lru_cache(maxsize=65_536)
+def channel_id(client: bytes, signer: bytes, gateway: bytes) -> bytes:
+    """Return the key of a channel: Keccak-256 of the three addresses, ABI-encoded."""
+    return keccak(_address(client) + _address(signer) + _address(gateway))
+
+
+def voucher_digest(domain: Domain, channel: bytes, cumulative_wei: int) -> bytes:
+    """Return what the signer of a channel signs: EIP-712 ``Voucher``."""
+    return _typed(domain, "Voucher", channel, _uint(cumulative_wei))
+
+
+def transfer_digest(domain: Domain, token_name: str, authorization: TransferAuthorization) -> bytes:
+    """Return what a payer signs for EIP-3009 ``transferWithAuthorization``.
+
+    Args:
+        domain: chain id and address of the token (not of InferencePayment).
+        token_name: EIP-712 name of the token; its version is "1".
+        authorization: its signature does not matter.
+    """
+    body = (
+        _address(authorization.payer),
+        _address(authorization.payee),
+        _uint(authorization.value_wei),
+        _uint(authorization.valid_after_s),
+        _uint(authorization.valid_before_s),
+        authorization.nonce,
+    )
+    return _typed(domain, "TransferWithAuthorization", *body, name=token_name)
+
+
+def escrow_id(domain: Domain, client: bytes, nonce: int) -> bytes:
+    """Return the contract's id of a client's request: Keccak-256 of contract, chain id, client and nonce."""
+    return keccak(_address(domain.contract) + _uint(domain.chain_id) + _address(client) + _uint(nonce))
+
+
+def preprocess_digest(domain: Domain, request: bytes, terms: EscrowTerms) -> bytes:
+    """Return what validators sign before a client pays: EIP-712 ``Preprocess`` over the terms' commitment."""
+    return _typed(domain, "Preprocess", request, preprocess_commitment(terms))
+
+
+def preprocess_commitment(terms: EscrowTerms) -> bytes:
+    """Return what the contract keeps of an escrow: Keccak-256 of its terms, ABI-encoded as ``Request``."""
+    return keccak(
+        _address(terms.client)
+        + _uint(terms.nonce)
+        + _address(terms.gateway)
+        + _address(terms.node)
+        + _uint(terms.amount_wei)
+        + _uint(terms.epoch)
+        + _uint(terms.expiry_s)
+        + terms.request_hash
+    )
+
+
+def completion_digest(domain: Domain, request: bytes, output_hash: bytes, fee_wei: int) -> bytes:
+    """Return what validators sign of a result: EIP-712 ``Completion`` over Keccak-256 of output hash and fee."""
+    return _typed(domain, "Completion", request, keccak(output_hash + _uint(fee_wei)))
+
+
+def failure_digest(domain: Domain, request: bytes) -> bytes:
+    """Return what validators sign of a request that came to nothing: EIP-712 ``Failure``."""
+    return _typed(domain, "Failure", request)
+
+
+def claims_hash(claims: Sequence[Claim]) -> bytes:
+    """Return Keccak-256 of the claims, ABI-encoded as ``Claim[]``; signatures in EIP-2098's 64 bytes."""
+    return _array_hash(
+        _address(claim.voucher.client)
+        + _address(claim.voucher.signer)
+        + _uint(claim.voucher.cumulative_wei)
+        + _uint(claim.total_wei)
+        + compact_signature(claim.voucher.signature)
+        for claim in claims
+    )
+
+
+def credits_hash(credits: Sequence[Credit]) -> bytes:
+    """Return Keccak-256 of the credits, ABI-encoded as ``Credit[]``."""
+    return _array_hash(_address(credit.payee) + _uint(credit.amount_wei) for credit in credits)
+
+
+def _array_hash(rows: Iterable[bytes]) -> bytes:
+    """Return Keccak-256 of a dynamic array of static structs: offset, length, elements (Solidity's ABI)."""
+    elements = list(rows)
+    return keccak(_uint(32) + _uint(len(elements)) + b"".join(elements))
+
+
+def compact_signature(signature: bytes) -> bytes:
+    """Return r, s, v as the 64 bytes of EIP-2098: v's parity in the top bit of s."""
+    parity = 0x80 if signature[64] == 28 else 0
+    return signature[:32] + bytes((signature[32] | parity,)) + signature[33:64]
+
+
+def full_signature(compact: bytes) -> bytes:
+    """Return the 65 bytes r, s, v of a signature in EIP-2098's 64 bytes."""
+    v = 28 if compact[32] & 0x80 else 27
+    return compact[:32] + bytes((compact[32] & 0x7F,)) + compact[33:64] + bytes((v,))
+
+
+def batch_digest(domain: Domain, batch: Batch) -> bytes:
+    """Return what validators sign of a batch: EIP-712 ``Batch``."""
+    return _typed(
+        domain,
+        "Batch",
+        _address(batch.gateway),
+        _uint(batch.nonce),
+        _uint(batch.epoch),
+        _uint(batch.count),
+        batch.receipts_root,
+        batch.da_hash,
+        batch.claims_hash,
+        batch.credits_hash,
+    )
+
+
+def receipt_leaf(charge: Charge) -> bytes:
+    """Return the leaf of a receipt in its batch's tree, hashed twice so that no inner node can pass for one."""
+    voucher, receipt = charge.voucher, charge.receipt.receipt
+    row = (
+        receipt.request_id,
+        channel_id(voucher.client, voucher.signer, voucher.gateway),
+        _address(receipt.node),
+        _uint(receipt.fee_wei),
+        receipt.model,
+        charge.inputs_hash,
+        receipt.output_hash,
+    )
+    return keccak(keccak(b"".join(row)))
+
+
+def receipts_root(charges: Iterable[Charge]) -> bytes:
+    """Return the Merkle root of the receipts, for OpenZeppelin's ``MerkleProof`` (pairs sorted, odd one moves up)."""
+    level = sorted(map(receipt_leaf, charges))
+    if not level:
+        return bytes(32)
+    while len(level) > 1:
+        pairs = [level[i : i + 2] for i in range(0, len(level), 2)]
+        level = [keccak(b"".join(sorted(pair))) if len(pair) == 2 else pair[0] for pair in pairs]
+    return level[0]
+
+
+def charges_hash(charges: Sequence[Charge]) -> bytes:
+    """Return SHA-256 of the charges as published: MessagePack ``["ncn.charges.v1", [charge...]]``, fields in order."""
+    return sha256(_encode(("ncn.charges.v1", [_charge_row(charge) for charge in charges]))).digest()
+
+
+def _charge_row(charge: Charge) -> tuple[Any, ...]:
+    voucher, receipt = charge.voucher, charge.receipt.receipt
+    return (
+        (voucher.client, voucher.signer, voucher.gateway, str(voucher.cumulative_wei), voucher.signature),
+        (
+            receipt.request_id,
+            receipt.request_hash,
+            receipt.model,
+            receipt.output_hash,
+            receipt.chunks,
+            receipt.units,
+            str(receipt.fee_wei),
+            receipt.node,
+            receipt.started_ms,
+            receipt.finished_ms,
+        ),
+        [(signature.signer, signature.value) for signature in charge.receipt.signatures],
+        charge.inputs_hash,
+        charge.client,
+        charge.request_signature,
+    )

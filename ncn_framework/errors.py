@@ -9,9 +9,11 @@
     │   ├── RequestTooLarge        a bound on size or count is passed
     │   ├── UnknownModel           no connected node serves the model
     │   ├── UnknownTask            no task has this id
+    │   ├── UnknownNode            no record of this address is known
     │   ├── ReplayConflict         the id was used before, with other content
     │   ├── TaskEnded              the task rests: it cannot be cancelled, or has no receipt
     │   ├── DeadlineExpired        the request's deadline has passed
+    │   ├── PaymentRequired        nothing, or not enough, was signed or deposited for the fee
     │   └── SignatureRejected      a caller's signature is missing or another key's
     ├── CapacityError              nothing wrong with the request, but not now
     │   ├── NoCandidate            every node that serves the model was left out
@@ -28,6 +30,10 @@
     │   └── ModelFailed            the model's own code raised
     ├── SandboxError               the jail cannot be made as strict as asked
     ├── ModelError                 a model directory or manifest is damaged
+    ├── ChainError                 the chain cannot be reached, or does not answer as it should
+    ├── TransactionReverted        the chain refused a transaction
+    ├── EndorsementRefused         no quorum of validators signed
+    ├── WalletError                a wallet is missing, damaged or locked
     ├── NoHandlerError             no plugin answered a decision hook
     ├── IllegalTransition          a move that the table of states does not have
     ├── StoreError                 the durable store refused
@@ -38,15 +44,21 @@ Messages name the object, the value and the remedy. ``TABLE`` says what each cla
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from .payments import Offer
 
 __all__ = [
     "TABLE",
     "CapacityError",
     "ChainBroken",
+    "ChainError",
     "ConfigError",
     "DeadlineExpired",
     "Draining",
+    "EndorsementRefused",
     "ErrorCode",
     "IllegalTransition",
     "InvalidTensor",
@@ -60,6 +72,7 @@ __all__ = [
     "NodeError",
     "NodeLost",
     "OutputRejected",
+    "PaymentRequired",
     "PluginError",
     "ReceiptRejected",
     "ReplayConflict",
@@ -71,9 +84,12 @@ __all__ = [
     "StoreError",
     "TaskCancelled",
     "TaskEnded",
+    "TransactionReverted",
     "UnknownModel",
+    "UnknownNode",
     "UnknownTask",
     "VerificationError",
+    "WalletError",
     "WorkerDied",
     "code_of",
     "error_from_code",
@@ -123,6 +139,10 @@ class UnknownTask(RequestError):
     """No task has this id."""
 
 
+class UnknownNode(RequestError):
+    """No record of this address is known, or none that counts any more."""
+
+
 class ReplayConflict(RequestError):
     """The id was used before, with other content."""
 
@@ -133,6 +153,18 @@ class TaskEnded(RequestError):
 
 class DeadlineExpired(RequestError):
     """The request's deadline has passed."""
+
+
+class PaymentRequired(RequestError):
+    """Nothing, or not enough, was signed or deposited for the fee.
+
+    Attributes:
+        offers: ways to pay, which a gateway tells in its 402 answer (``wire.x402``).
+    """
+
+    def __init__(self, message: str, offers: Sequence[Offer] = ()) -> None:
+        super().__init__(message)
+        self.offers = tuple(offers)
 
 
 class SignatureRejected(RequestError):
@@ -199,6 +231,40 @@ class ModelError(NcnError):
     """A model directory or manifest is missing, malformed or damaged."""
 
 
+class ChainError(NcnError):
+    """The chain cannot be reached, is another one than the settings say, or does not answer as it should."""
+
+
+class TransactionReverted(NcnError):
+    """The chain refused a transaction.
+
+    Attributes:
+        reason: name of the contract's custom error, or the revert string; empty where none is known.
+        arguments: of the custom error.
+    """
+
+    def __init__(self, message: str, reason: str = "", arguments: Sequence[object] = ()) -> None:
+        super().__init__(message)
+        self.reason, self.arguments = reason, tuple(arguments)
+
+
+class EndorsementRefused(NcnError):
+    """Too few validators signed a statement; the message says what they found wrong.
+
+    Attributes:
+        settled: of a batch: the requests that are settled on chain already, with the nonce of the batch that did it.
+        next_nonce: of a batch: lowest nonce under which it may be signed; 0 where it was not refused for its nonce.
+    """
+
+    def __init__(self, message: str, settled: Mapping[bytes, int] | None = None, next_nonce: int = 0) -> None:
+        super().__init__(message)
+        self.settled, self.next_nonce = dict(settled or {}), next_nonce
+
+
+class WalletError(NcnError):
+    """A wallet is missing or damaged, or its password is wrong."""
+
+
 class NoHandlerError(NcnError):
     """No plugin answered a decision hook."""
 
@@ -252,9 +318,11 @@ TABLE: dict[type[NcnError], ErrorCode] = {
     RequestTooLarge: ErrorCode("too-large", 413, "RESOURCE_EXHAUSTED"),
     UnknownModel: ErrorCode("unknown-model", 404, "NOT_FOUND"),
     UnknownTask: ErrorCode("unknown-task", 404, "NOT_FOUND"),
+    UnknownNode: ErrorCode("unknown-node", 404, "NOT_FOUND"),
     ReplayConflict: ErrorCode("replay-conflict", 409, "ALREADY_EXISTS"),
     TaskEnded: ErrorCode("task-ended", 409, "FAILED_PRECONDITION"),
     DeadlineExpired: ErrorCode("deadline-expired", 408, "DEADLINE_EXCEEDED"),
+    PaymentRequired: ErrorCode("payment-required", 402, "FAILED_PRECONDITION"),
     SignatureRejected: ErrorCode("signature-rejected", 401, "UNAUTHENTICATED"),
     CapacityError: ErrorCode("unavailable", 503, "UNAVAILABLE", retryable=True),
     NoCandidate: ErrorCode("no-candidate", 503, "UNAVAILABLE", retryable=True),
@@ -271,6 +339,10 @@ TABLE: dict[type[NcnError], ErrorCode] = {
     ModelFailed: ErrorCode("model-failed", 502, "ABORTED"),
     SandboxError: ErrorCode("sandbox", 500, "FAILED_PRECONDITION"),
     ModelError: ErrorCode("model", 500, "FAILED_PRECONDITION"),
+    ChainError: ErrorCode("chain", 503, "UNAVAILABLE", retryable=True),
+    TransactionReverted: ErrorCode("transaction-reverted", 422, "FAILED_PRECONDITION"),
+    EndorsementRefused: ErrorCode("endorsement-refused", 502, "FAILED_PRECONDITION"),
+    WalletError: ErrorCode("wallet", 500, "FAILED_PRECONDITION"),
     NoHandlerError: ErrorCode("no-handler", 501, "UNIMPLEMENTED"),
     IllegalTransition: ErrorCode("illegal-transition", 500, "INTERNAL"),
     StoreError: ErrorCode("store", 503, "UNAVAILABLE", retryable=True),

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         InferenceRequest,
         Lease,
         Leases,
+        ModelManifest,
         Record,
         Route,
         SandboxSpec,
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
         SignedReceipt,
     )
     from .node import Node
+    from .payments import PaymentConfirmation, PaymentDue, Quorum, Statement
+    from .signing import Signer
+    from .states import State
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -118,6 +122,57 @@ def ncn_settle(receipt: SignedReceipt, request: InferenceRequest) -> Awaitable[S
 
 
 # --- supporting hooks ---
+
+
+@_kind("every")
+def ncn_check(request: InferenceRequest, manifest: ModelManifest) -> Awaitable[None] | None:
+    """Refuse a request before anything of it is stored, by raising.
+
+    Called in a gateway for each request that is new and well formed.
+
+    Raises:
+        PaymentRequired: the fee is not covered; its offers say how to pay.
+        RequestError: it must not be tried.
+    """
+
+
+@_kind("decision")
+def ncn_confirm_payment(confirmation: PaymentConfirmation) -> Awaitable[None] | None:
+    """Take a client's word that it has paid for a request that awaits payment; decline a request that is not yours.
+
+    Raises:
+        PaymentRequired: the transaction did not pay.
+        ChainError: the chain does not answer.
+    """
+
+
+@_kind("decision")
+def ncn_pay(due: PaymentDue, signer: Signer) -> Awaitable[bytes] | None:
+    """Pay what is due into escrow, with the client's key; the answer is the hash of the transaction, once it is final.
+
+    Called by a client's commands, outside of any node. Decline another chain than yours.
+
+    Raises:
+        PaymentRequired: the client has not so much.
+        ChainError: the chain does not answer.
+    """
+
+
+@_kind("decision")
+def ncn_recall(request_id: bytes) -> Awaitable[State | None] | None:
+    """Say where a request of an earlier run came to rest; the answer is None where nobody ever heard of it.
+
+    Called after a restart by plugins that have something of the request on disk themselves.
+    """
+
+
+@_kind("decision")
+def ncn_endorse(statement: Statement) -> Awaitable[Quorum] | None:
+    """Have a quorum of validators check a statement and sign it: terms, completion or failure of an escrow, a batch.
+
+    Raises:
+        EndorsementRefused: too few of them agree.
+    """
 
 
 @_kind("around")

@@ -23,16 +23,17 @@ from .errors import (
     ReceiptRejected,
     RequestTooLarge,
     SignatureRejected,
+    TaskEnded,
     code_of,
 )
 from .manager import PluginSet
 from .models import (
     ANONYMOUS,
-    FREE,
     Candidates,
     Chunk,
     Domain,
     InferenceRequest,
+    Lease,
     Leases,
     ModelManifest,
     Receipt,
@@ -42,7 +43,8 @@ from .models import (
     Signature,
     SignedReceipt,
 )
-from .reservations import Reservations
+from .payments import Escrow, PaymentConfirmation, Quorum, Statement
+from .reservations import Reservations, finish
 from .signing import check_signature
 from .states import State
 from .tensors import check_tensors, pack_tensors, unpack_tensors
@@ -64,6 +66,7 @@ class StageLimits:
 
     Attributes:
         route_ms, reserve_ms, execute_ms, sign_ms, settle_ms: limit of each stage.
+        pay_ms: how long a client may take to pay into escrow.
         release_ms: limit of undoing each reservation.
         output_bytes: most bytes of all chunks of an answer.
         chunks: most chunks of an answer.
@@ -74,6 +77,7 @@ class StageLimits:
     execute_ms: int = 120_000
     sign_ms: int = 10_000
     settle_ms: int = 30_000
+    pay_ms: int = 300_000
     release_ms: int = 5_000
     output_bytes: int = 64 << 20
     chunks: int = 65_536
@@ -135,10 +139,44 @@ class Lifecycle:
             check_signature(digest, request.signature, request.client, "the request")
         elif request.signature:
             raise SignatureRejected("the request has a signature but no client; name the client that signed")
-        elif request.payment != FREE:
-            raise SignatureRejected(
-                f"payment mode {request.payment[:32]!r} needs a client who signs; this one has none"
-            )
+
+    async def admit(self, request: InferenceRequest, manifest: ModelManifest) -> None:
+        """Let every plugin refuse a request that ``check`` let pass, before it is stored.
+
+        Raises:
+            PaymentRequired: its fee is not covered.
+            RequestError: it must not be tried.
+        """
+        await _values(self._hook.ncn_check(request=request, manifest=manifest))
+
+    async def confirm_payment(self, confirmation: PaymentConfirmation) -> None:
+        """Pass on a client's word that it has paid for a request.
+
+        Raises:
+            TaskEnded: the request awaits no payment.
+        """
+        found = self._hook.ncn_confirm_payment(confirmation=confirmation)
+        if found is None:
+            raise TaskEnded(f"task 0x{confirmation.request_id.hex()} awaits no payment")
+        await found
+
+    async def recall(self, request_id: bytes) -> State | None:
+        """Return where a request of an earlier run came to rest; None where nobody knows of it."""
+        found = self._hook.ncn_recall(request_id=request_id)
+        state: State | None = None if found is None else await found
+        return state
+
+    async def endorse(self, statement: Statement) -> Quorum:
+        """Return the validators' signatures over a statement.
+
+        Raises:
+            EndorsementRefused: too few of them agree.
+            NoHandlerError: no plugin reaches validators.
+        """
+        found = self._hook.ncn_endorse(statement=statement)
+        kind = type(statement).__name__
+        quorum: Quorum = await _required(found, "ncn_endorse", kind)
+        return quorum
 
     async def register(self, record: Record) -> None:
         """Check a record and publish it through every plugin.
@@ -180,6 +218,20 @@ class Lifecycle:
         walk = Walk(self, request, observe)
         walk.move(State.RECEIVED)
         try:
+            return await self._walk(walk, request, observe, candidates, route)
+        finally:
+            if walk.escrow is not None and walk.state is not State.SETTLED:
+                await self._refund(walk, walk.escrow)
+
+    async def _walk(
+        self,
+        walk: Walk,
+        request: InferenceRequest,
+        observe: Observer,
+        candidates: Candidates | None,
+        route: Route | None,
+    ) -> Outcome:
+        try:
             async with Reservations(request.request_id, self.limits.release_ms) as reserved, walk:
                 if route is None:
                     walk.stage("route", self.limits.route_ms)
@@ -187,12 +239,17 @@ class Lifecycle:
                     route = await _required(found, "ncn_route", f"model 0x{request.model.hex()}")
                 walk.move(State.ROUTED, node=route.node)
                 walk.stage("reserve", self.limits.reserve_ms)
-                held = [
-                    lease
-                    for context in self._hook.ncn_reserve(request=request, route=route)
-                    if (lease := await reserved.enter(context)) is not None
-                ]
+                held = list[Lease]()
+                for context in self._hook.ncn_reserve(request=request, route=route):
+                    if (lease := await reserved.enter(context)) is not None:
+                        held.append(lease)
+                        walk.escrow = lease.escrow or walk.escrow
                 walk.move(State.RESERVED)
+                if walk.escrow is not None:
+                    walk.stage("pay", self.limits.pay_ms)
+                    walk.move(State.AWAITING_PAYMENT, payment=walk.escrow.due)
+                    await walk.escrow.paid()
+                    walk.move(State.PAID)
                 walk.move(State.EXECUTING)
                 walk.stage("execute", self.limits.execute_ms)
                 chunks, signed = await self._execute(request, Leases(route, tuple(held)), observe)
@@ -291,6 +348,22 @@ class Lifecycle:
             check_signature(digest, claimed.signature_of(expected.node), expected.node, "the receipt")
         except SignatureRejected as cause:
             raise ReceiptRejected(str(cause)) from cause
+
+    async def _refund(self, walk: Walk, escrow: Escrow) -> None:
+        """Have what a request that failed has paid into escrow given back; shielded, within the limit of settling."""
+
+        async def within() -> None:
+            async with asyncio.timeout(self.limits.settle_ms / 1000):
+                refunded = await escrow.refund()
+            if refunded:
+                walk.move(State.REFUNDED, walk.detail)
+
+        try:
+            await finish(within())
+        except Exception:
+            log.exception(
+                "request 0x%s: not refunded; anybody may do so after its expiry", walk.request.request_id.hex()
+            )
 
     async def _sign(self, signed: SignedReceipt) -> SignedReceipt:
         for made in await _values(self._hook.ncn_sign(receipt=signed)):

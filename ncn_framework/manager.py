@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .config import Settings
     from .models import Event, SandboxSpec
     from .node import Node
+    from .payments import PaymentDue
+    from .signing import Signer
 
 __all__ = ["ENTRY_POINT_GROUP", "HOOK_KINDS", "ROLES", "LoadedPlugin", "PluginSet", "build_manager", "find_plugins"]
 
@@ -107,6 +109,21 @@ class PluginSet:
     def runtimes(self) -> set[str]:
         """Return the runtimes that some plugin executes."""
         return {name for names in self.hook.ncn_runtimes() for name in names}
+
+    async def pay(self, due: PaymentDue, signer: Signer) -> bytes:
+        """Pay what is due into escrow with ``signer``'s key; return the transaction's hash.
+
+        Raises:
+            NoHandlerError: no plugin pays on this chain.
+            PaymentRequired, ChainError: it could not be paid.
+        """
+        found = self.hook.ncn_pay(due=due, signer=signer)
+        if found is None:
+            raise NoHandlerError(
+                f"no plugin answered ncn_pay for chain {due.chain_id}; try: pip install ncn-payments, or check RPC_URL"
+            )
+        transaction: bytes = await found
+        return transaction
 
     def open_sandbox(self, spec: SandboxSpec, mode: str) -> AbstractAsyncContextManager[Any]:
         """Return a jail for ``spec``; enter it to start the program.

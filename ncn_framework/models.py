@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from . import digests
+from .payments import Authorization, Escrow, PaymentDue
 from .states import State
 from .tensors import Tensor, TensorSpec
 
@@ -138,6 +139,8 @@ class InferenceRequest:
         deadline_ms: after this time the request is dead.
         payment: payment mode, such as ``free``.
         signature: of the client over ``digests.request_digest``; empty for ``ANONYMOUS``.
+        authorization: what the payer signed for the fee, where the payment mode wants that with the request. It is
+            no part of the content: the same request may come again with another one.
     """
 
     model: bytes
@@ -149,6 +152,7 @@ class InferenceRequest:
     client: bytes = ANONYMOUS
     payment: str = FREE
     signature: bytes = b""
+    authorization: Authorization | None = None
 
     @cached_property
     def request_id(self) -> bytes:
@@ -262,11 +266,15 @@ class Lease:
         kind: ``capacity``, ``slot``, ``funds``, ...
         token: fencing token; grows with each lease of the same holder.
         expires_ms: after this time the holder may give it to somebody else.
+        authorization: of funds: what the node shall see in place of the request's own.
+        escrow: of funds: the payment to wait for before the request is executed.
     """
 
     kind: str
     token: int
     expires_ms: int
+    authorization: Authorization | None = None
+    escrow: Escrow | None = None
 
 
 @dataclass(frozen=True)
@@ -360,6 +368,7 @@ class Event:
         at_ms: when.
         detail: reason code and message of a failure; empty otherwise.
         node: address of the chosen node, in the move to ROUTED.
+        payment: what the client has to pay, in the move to AWAITING_PAYMENT.
     """
 
     request_id: bytes
@@ -367,6 +376,7 @@ class Event:
     at_ms: int
     detail: str = ""
     node: bytes = b""
+    payment: PaymentDue | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import logging
 import signal
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ from .config import Config, Settings
 from .lifecycle import Lifecycle
 from .manager import LoadedPlugin, build_manager
 from .models import Domain
+from .signing import Signer, load_or_create_signer
 
 __all__ = ["Node", "serve", "until_signal"]
 
@@ -40,6 +42,25 @@ class Node:
         self.plugins = build_manager(plugins, self, role)
         self.lifecycle = Lifecycle(self.plugins, self.domain, config.core.stage_limits)
         self._failure: asyncio.Future[None] | None = None
+
+    @cached_property
+    def signer(self) -> Signer:
+        """The role's key, which is its identity: from the private_key of the role's own table, or else from a key
+        file under home, which is made where it is missing.
+
+        Raises:
+            ConfigError: it is not a key.
+        """
+        for table in self.plugins.settings():
+            if table.table == self.role and "private_key" in table.model_fields:
+                secret = vars(self.config.load(table))["private_key"].get_secret_value()
+                if secret:
+                    return Signer.from_hex(secret, f"setting {self.role}.private_key")
+        return load_or_create_signer(self.home / "keys" / f"{self.role}.key")
+
+    def bind(self, domain: Domain) -> None:
+        """Bind all signatures of this node to ``domain``; for the service that knows the chain, before others start."""
+        self.domain = self.lifecycle.domain = domain
 
     def settings(self, settings: type[S]) -> S:
         """Return a table of the configuration."""

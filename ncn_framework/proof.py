@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from . import digests
+from . import digests, manifests
 from .errors import NcnError, OutputRejected, VerificationError
 from .models import ANONYMOUS, Chunk, Domain, InferenceRequest, ModelManifest, Receipt, SignedReceipt
 from .signing import address_hex, check_signature
@@ -110,7 +110,7 @@ class Proof:
                 {
                     "schema": SCHEMA,
                     "domain": {"chain_id": self.domain.chain_id, "contract": address_hex(self.domain.contract)},
-                    "manifest": json.loads(digests.manifest_json(self.manifest)),
+                    "manifest": json.loads(manifests.manifest_json(self.manifest)),
                     "request": msgspec.to_builtins(form),
                     "chunks": [msgspec.to_builtins(chunk_json(chunk, "base64")) for chunk in self.chunks],
                     "receipt": msgspec.to_builtins(receipt_json(self.receipt)),
@@ -139,7 +139,7 @@ class Proof:
         with _at("domain.contract"):
             domain = Domain(form.domain.chain_id, address_bytes(form.domain.contract, "contract"))
         with _at("manifest"):
-            manifest = digests.manifest_from_json(bytes(form.manifest))
+            manifest = manifests.manifest_from_json(bytes(form.manifest))
         for name in ("client", "nonce", "limit_units", "deadline_ms", "payment"):
             if getattr(form.request, name) is None:
                 raise VerificationError(f"request.{name}", "is missing")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["Reservations"]
+__all__ = ["Reservations", "finish"]
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -60,15 +63,33 @@ class Reservations:
             await self._leave_all(kind, error, trace)
             return
         # in a task of its own from the start: what a context does when left (asyncio.timeout, say) belongs to one task
-        task = asyncio.ensure_future(self._leave_all(kind, error, trace))
-        cancelled: asyncio.CancelledError | None = None
-        while not task.done():
-            try:
-                await asyncio.shield(task)
-            except asyncio.CancelledError as cause:
-                cancelled = cause
-        if cancelled is not None and not isinstance(error, asyncio.CancelledError):
-            raise cancelled
+        try:
+            await finish(self._leave_all(kind, error, trace))
+        except asyncio.CancelledError:
+            if not isinstance(error, asyncio.CancelledError):
+                raise
+
+
+async def finish(work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of ``work``, which goes on to its end whatever is cancelled meanwhile; then that counts.
+
+    Raises:
+        asyncio.CancelledError: the caller was cancelled while it went on.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as cause:
+            if task.cancelled():
+                raise
+            cancelled = cause
+        except Exception:  # raised anew below
+            break
+    if cancelled is not None:
+        raise cancelled
+    return task.result()
 
 
 def _leaves_at_once(context: AbstractAsyncContextManager[Any]) -> bool:

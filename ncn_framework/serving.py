@@ -6,7 +6,8 @@ import asyncio
 import gc
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import click
 
@@ -14,16 +15,28 @@ from . import __version__, logs
 from .config import Config
 from .errors import ConfigError, NcnError
 from .manager import ROLES, LoadedPlugin, build_manager
+from .models import FREE
 from .node import Node, serve, until_signal
+from .payments import ESCROW, EXACT, VOUCHER
 from .sources import Sources
 
-__all__ = ["run"]
+__all__ = ["presets", "run"]
 
 log = logging.getLogger(__name__)
 
 _GC_THRESHOLDS = (20_000, 20, 50)
 """Objects before a collection, and collections before one of the next generation. Python's default of 700 walks what
 requests in flight hold several times for each of them; hardly anything on their way is a cycle."""
+
+
+_WHOLE_NETWORK = {("gateway", "payment_modes"): (VOUCHER, ESCROW, EXACT, FREE)}
+"""What differs from the defaults where one process is the whole network: there, for development, requests may be
+free, too."""
+
+
+def presets(roles: Sequence[str]) -> Mapping[tuple[str, str], Any]:
+    """Return what ``ncn serve ROLES`` takes in place of defaults, for ``Sources``; nothing where a role is named."""
+    return {} if roles else _WHOLE_NETWORK
 
 
 def run(roles: Sequence[str], sources: Sources, plugins: Sequence[LoadedPlugin]) -> None:

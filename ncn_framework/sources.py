@@ -16,12 +16,13 @@ PREFIX = "NCN_"
 
 
 class Sources:
-    """Flags over environment over ``.env`` over ``ncn.toml``.
+    """Flags over environment over ``.env`` over ``ncn.toml`` over the presets of a command.
 
     Args:
         flags: ``{(table, field): value}``.
         environment: by default the process's.
         folder: where ``.env`` and ``ncn.toml`` are looked for; NCN_CONFIG names another file.
+        presets: ``{(table, field): value}``, what the command takes in place of a default.
 
     Raises:
         ConfigError: a file named by NCN_CONFIG is missing, or a file cannot be parsed.
@@ -32,9 +33,10 @@ class Sources:
         flags: Mapping[tuple[str, str], Any] | None = None,
         environment: Mapping[str, str] | None = None,
         folder: Path | None = None,
+        presets: Mapping[tuple[str, str], Any] | None = None,
     ) -> None:
         folder = folder or Path.cwd()
-        self.flags = dict(flags or {})
+        self.flags, self.presets = dict(flags or {}), dict(presets or {})
         self.environment = dict(os.environ if environment is None else environment)
         self.dotenv = _read_dotenv(folder / ".env")
         named = self.environment.get("NCN_CONFIG")
@@ -67,7 +69,9 @@ class Sources:
         rows = self.toml.get(table, {}) if table else self.toml
         if not isinstance(rows, dict):
             raise ConfigError(f"{self.toml_path}: {table} is not a table; write [{table}]")
-        return (rows[field], str(self.toml_path)) if field in rows else None
+        if field in rows:
+            return rows[field], str(self.toml_path)
+        return (self.presets[table, field], "preset of ncn serve") if (table, field) in self.presets else None
 
     def names(self, field: str) -> list[str]:
         """Return a top-level list of names, such as ``plugins``; empty where no source sets it."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from .errors import DeadlineExpired, StageTimeout
 from .models import Chunk, Event, InferenceRequest
+from .payments import Escrow, PaymentDue
 from .states import State, check_move
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ class Walk:
     def __init__(self, lifecycle: Lifecycle, request: InferenceRequest, observe: Observer) -> None:
         self.lifecycle, self.request, self.observe = lifecycle, request, observe
         self.state: State | None = None
+        self.escrow: Escrow | None = None
+        self.detail = ""
         self._loop = asyncio.get_running_loop()
         self._stage = ""
         self._limit_ms = self._left_ms = 0
@@ -36,16 +39,17 @@ class Walk:
         self._until = self._rings_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
-    def move(self, state: State, detail: str = "", node: bytes = b"") -> None:
+    def move(self, state: State, detail: str = "", node: bytes = b"", payment: PaymentDue | None = None) -> None:
         if self.state is not None:
             check_move(self.state, state)
-        event = Event(self.request.request_id, state, self.lifecycle.clock(), detail, node)
+        event = Event(self.request.request_id, state, self.lifecycle.clock(), detail, node, payment)
         self.observe(event)
         self.state = state
         self.lifecycle.plugins.event(event)
 
     def end(self, state: State, detail: str) -> None:
         if self.state is not State.SETTLED:
+            self.detail = detail
             self.move(state, detail)
 
     def stage(self, name: str, limit_ms: int) -> None:

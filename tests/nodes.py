@@ -162,6 +162,7 @@ async def a_world(home: Path, *, connect: bool = True, **settings: str) -> Async
         "NCN_GATEWAY_HTTP_PORT": str(http),
         "NCN_GATEWAY_WEBSOCKET_PORT": str(websocket),
         "NCN_GATEWAY_GRPC_PORT": str(port),
+        "NCN_GATEWAY_PAYMENT_MODES": "free",
         **settings,
     }
     config = Config(Sources(environment=environment, folder=home))

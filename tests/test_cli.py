@@ -114,6 +114,19 @@ def test_config_show_says_where_values_come_from(ncn: Run, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
+    ("roles", "modes", "origin"),
+    [
+        ([], "voucher,escrow,exact,free", "preset of ncn serve"),
+        (["gateway"], "voucher,escrow,exact", "default"),
+    ],
+)
+def test_config_show_takes_the_roles_of_serve(ncn: Run, roles: list[str], modes: str, origin: str) -> None:
+    shown = json.loads(ncn("config", "show", "--json", *roles).stdout)
+    [row] = [row for row in shown if (row["table"], row["field"]) == ("gateway", "payment_modes")]
+    assert (row["value"], row["origin"]) == (modes, origin)
+
+
+@pytest.mark.parametrize(
     ("arguments", "environment", "message"),
     [
         (["config", "show"], {"NCN_GATEWAY_HTTP_PROT": "1"}, "ncn: config: the environment sets NCN_GATEWAY_HTTP_PROT"),

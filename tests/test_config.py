@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from pydantic import Field, SecretStr
 
-from ncn_framework import Config, Names, Settings, known_as
+from ncn_framework import Config, Names, Settings, known_as, serving
 from ncn_framework.config import CoreSettings, flag_of
 from ncn_framework.errors import ConfigError
 from ncn_framework.lifecycle import StageLimits
 from ncn_framework.manager import build_manager, find_plugins
 from ncn_framework.sources import Sources
+from ncn_gateway.config import GatewaySettings
 
 
 class Kitchen(Settings):
@@ -27,10 +28,12 @@ class Kitchen(Settings):
     door: str = Field("open", json_schema_extra=known_as("KITCHEN_DOOR", "--door"))  # type: ignore[arg-type]
 
 
-def config(tmp_path: Path, flags: Any = None, toml: str = "", dotenv: str = "", **environment: str) -> Config:
+def config(
+    tmp_path: Path, flags: Any = None, toml: str = "", dotenv: str = "", presets: Any = None, **environment: str
+) -> Config:
     (tmp_path / "ncn.toml").write_text(toml)
     (tmp_path / ".env").write_text(dotenv)
-    return Config(Sources(flags, environment, tmp_path))
+    return Config(Sources(flags, environment, tmp_path, presets))
 
 
 def explained(found: Config) -> dict[str, tuple[str, str]]:
@@ -42,7 +45,9 @@ def test_every_value_has_its_origin(tmp_path: Path) -> None:
     flag = {("kitchen", "ovens"): "5"}
     cases: list[tuple[dict[str, Any], str, str]] = [
         ({}, "1", "default"),
+        ({"presets": {("kitchen", "ovens"): 6}}, "6", "preset of ncn serve"),
         ({"toml": toml}, "2", str(tmp_path / "ncn.toml")),
+        ({"toml": toml, "presets": {("kitchen", "ovens"): 6}}, "2", str(tmp_path / "ncn.toml")),
         ({"toml": toml, "dotenv": dotenv}, "3", ".env NCN_KITCHEN_OVENS"),
         ({"toml": toml, "dotenv": dotenv, "NCN_KITCHEN_OVENS": "4"}, "4", "environment NCN_KITCHEN_OVENS"),
         ({"toml": toml, "dotenv": dotenv, "NCN_KITCHEN_OVENS": "4", "flags": flag}, "5", "flag"),
@@ -95,6 +100,7 @@ def test_secrets_are_masked_everywhere(tmp_path: Path) -> None:
         ({"dotenv": "NCN_KITCHEN_OVENS=-1"}, r"setting kitchen.ovens from \.env NCN_KITCHEN_OVENS: .*greater than"),
         ({"toml": "[kitchen]\ncooks = 5"}, "setting kitchen.cooks from .*ncn.toml: "),
         ({"flags": {("kitchen", "ovens"): "x"}}, "setting kitchen.ovens from flag: "),
+        ({"presets": {("kitchen", "ovens"): "x"}}, "setting kitchen.ovens from preset of ncn serve: "),
     ],
 )
 def test_a_bad_value_names_setting_and_origin(tmp_path: Path, sources: dict[str, Any], message: str) -> None:
@@ -136,6 +142,22 @@ def test_what_somebody_owns_is_accepted(tmp_path: Path) -> None:
     config(tmp_path, NCN_CONFIG=str(tmp_path / "c.toml")).check([])
 
 
+def test_a_preset_of_a_plugin_that_is_not_there_is_nobodys_mistake(tmp_path: Path) -> None:
+    config(tmp_path, presets={("cellar", "bottles"): 3}).check([Kitchen])
+
+
+def test_free_is_accepted_only_where_one_process_is_the_whole_network(tmp_path: Path) -> None:
+    def modes(*roles: str, **environment: str) -> tuple[str, ...]:
+        found = config(tmp_path, presets=serving.presets(roles), **environment)
+        return tuple(found.load(GatewaySettings).payment_modes)
+
+    assert modes("gateway") == modes("gateway", "compute") == ("voucher", "escrow", "exact")
+    assert modes() == ("voucher", "escrow", "exact", "free")
+    assert modes(NCN_GATEWAY_PAYMENT_MODES="voucher") == ("voucher",)
+    with pytest.raises(ConfigError, match=r"setting gateway.payment_modes from environment .*at least 1 item"):
+        modes("gateway", NCN_GATEWAY_PAYMENT_MODES=",")
+
+
 def test_two_plugins_cannot_own_one_table(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="two plugins own one table: , kitchen"):
         config(tmp_path).check([Kitchen, Kitchen])
@@ -152,8 +174,10 @@ def test_the_defaults_are_those_of_the_kernel(tmp_path: Path) -> None:
 
 
 def test_stage_limits_and_domain_come_from_the_settings(tmp_path: Path) -> None:
-    core = config(tmp_path, toml=f"settle_timeout_ms = 7\nchain_id = 5\ncontract = '0x{'ab' * 20}'").core
-    assert core.stage_limits.settle_ms == 7
+    core = config(
+        tmp_path, toml=f"settle_timeout_ms = 7\npay_timeout_ms = 8\nchain_id = 5\ncontract = '0x{'ab' * 20}'"
+    ).core
+    assert (core.stage_limits.settle_ms, core.stage_limits.pay_ms) == (7, 8)
     assert core.domain.chain_id == 5
     assert core.domain.contract == b"\xab" * 20
 

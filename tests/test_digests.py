@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eth_account.messages import _hash_eip191_message, encode_typed_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ncn_framework import Signer, digests
+from ncn_framework import Signer, digests, manifests
 from ncn_framework.errors import ModelError
 from ncn_framework.models import Chunk, Domain, InferenceRequest, ModelFile, ModelManifest, Receipt, Record
+from ncn_framework.payments import Voucher
 from ncn_framework.tensors import DTYPE_SIZES, Tensor, TensorSpec
 from ncn_framework.testing.fakes import fake_manifest, fake_record, fake_request, fake_signer
+from tests.oracle import address, typed
 
 VECTORS = Path(__file__).parent / "vectors"
 
@@ -43,35 +44,12 @@ def test_keccak_is_not_sha3() -> None:
 # --- EIP-712, with eth_account as the oracle ---
 
 
-def oracle(domain: Domain, primary: str, message: dict[str, Any]) -> bytes:
-    def members(name: str) -> list[dict[str, str]]:
-        inside = digests.TYPES[name].partition("(")[2].rstrip(")")
-        return [dict(zip(("type", "name"), part.split(" "), strict=True)) for part in inside.split(",")]
-
-    typed = {
-        "types": {name: members(name) for name in ("EIP712Domain", primary)},
-        "primaryType": primary,
-        "domain": {
-            "name": "NCN InferencePayment",
-            "version": "1",
-            "chainId": domain.chain_id,
-            "verifyingContract": "0x" + domain.contract.hex(),
-        },
-        "message": message,
-    }
-    return bytes(_hash_eip191_message(encode_typed_data(full_message=typed)))
-
-
-def address(value: bytes) -> str:
-    return "0x" + value.hex()
-
-
 @quick
 @given(domains, hashes)
 def test_a_request_is_eip_712(domain: Domain, nonce: bytes) -> None:
     request = fake_request(nonce=nonce, deadline_ms=1)
     message = {"requestId": request.request_id, "requestHash": request.request_hash}
-    assert digests.request_digest(domain, request) == oracle(domain, "Request", message)
+    assert digests.request_digest(domain, request) == typed(domain, "Request", message)
 
 
 receipts = st.builds(Receipt, hashes, hashes, hashes, hashes, u64, u64, st.integers(0, 2**96 - 1), addresses, u64, u64)
@@ -92,7 +70,7 @@ def test_a_receipt_is_eip_712(domain: Domain, receipt: Receipt) -> None:
         "startedMs": receipt.started_ms,
         "finishedMs": receipt.finished_ms,
     }
-    assert digests.receipt_digest(domain, receipt) == oracle(domain, "Receipt", message)
+    assert digests.receipt_digest(domain, receipt) == typed(domain, "Receipt", message)
 
 
 @quick
@@ -108,14 +86,14 @@ def test_a_record_is_eip_712(
         "payloadHash": digests.keccak(payload),
     }
     record = Record(kind, owner, sequence, expires_ms, payload)
-    assert digests.record_digest(domain, record) == oracle(domain, "Record", message)
+    assert digests.record_digest(domain, record) == typed(domain, "Record", message)
 
 
 @quick
 @given(domains, addresses, addresses, hashes)
 def test_a_session_is_eip_712(domain: Domain, node: bytes, gateway: bytes, challenge: bytes) -> None:
     message = {"node": address(node), "gateway": address(gateway), "challenge": challenge}
-    assert digests.session_digest(domain, node, gateway, challenge) == oracle(domain, "Session", message)
+    assert digests.session_digest(domain, node, gateway, challenge) == typed(domain, "Session", message)
 
 
 def test_no_purpose_shares_a_type() -> None:
@@ -137,14 +115,15 @@ CHANGES: dict[str, Any] = {
 }
 
 
-def test_the_request_hash_covers_every_field_but_the_signature() -> None:
-    assert {f.name for f in fields(InferenceRequest)} == {*CHANGES, "signature"}
+def test_the_request_hash_covers_every_field_but_what_is_signed() -> None:
+    assert {f.name for f in fields(InferenceRequest)} == {*CHANGES, "signature", "authorization"}
     request = fake_request(deadline_ms=1, limit_units=1, parameters={"a": 1})
     seen = {request.request_hash}
     for name, value in CHANGES.items():
         seen.add(replace(request, **{name: value}).request_hash)
     assert len(seen) == 1 + len(CHANGES)
-    assert replace(request, signature=b"x").request_hash == request.request_hash
+    voucher = Voucher(bytes(20), bytes(20), bytes(20), 1, bytes(65))
+    assert replace(request, signature=b"x", authorization=voucher).request_hash == request.request_hash
 
 
 def test_the_inputs_hash_covers_every_field_and_not_the_order() -> None:
@@ -207,7 +186,7 @@ specs = st.lists(
     ),
     max_size=3,
 ).map(tuple)
-manifests = st.builds(
+any_manifest = st.builds(
     ModelManifest,
     name=names,
     version=names,
@@ -225,13 +204,13 @@ manifests = st.builds(
 
 
 @quick
-@given(manifests)
+@given(any_manifest)
 def test_a_manifest_survives_its_json(manifest: ModelManifest) -> None:
-    data = digests.manifest_json(manifest)
-    assert digests.manifest_from_json(data) == manifest
+    data = manifests.manifest_json(manifest)
+    assert manifests.manifest_from_json(data) == manifest
     assert manifest.digest == sha256(data).digest()
     spaced = json.dumps(json.loads(data), indent=2, sort_keys=False).encode()
-    assert digests.manifest_from_json(spaced).digest == manifest.digest, "need not be canonical to be read"
+    assert manifests.manifest_from_json(spaced).digest == manifest.digest, "need not be canonical to be read"
 
 
 def test_every_field_of_a_manifest_is_in_its_digest() -> None:
@@ -249,7 +228,7 @@ def test_every_field_of_a_manifest_is_in_its_digest() -> None:
 
 
 def broken(**changes: Any) -> bytes:
-    return json.dumps({**json.loads(digests.manifest_json(fake_manifest())), **changes}).encode()
+    return json.dumps({**json.loads(manifests.manifest_json(fake_manifest())), **changes}).encode()
 
 
 @pytest.mark.parametrize(
@@ -280,7 +259,7 @@ def broken(**changes: Any) -> bytes:
 )
 def test_a_bad_manifest_is_refused(data: bytes, problem: str) -> None:
     with pytest.raises(ModelError, match="manifest is not valid: ") as refused:
-        digests.manifest_from_json(data)
+        manifests.manifest_from_json(data)
     assert problem in str(refused.value)
 
 

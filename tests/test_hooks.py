@@ -17,21 +17,27 @@ import pytest
 
 import ncn_framework.errors
 import ncn_framework.models
-from ncn_framework import Node, Settings, hookimpl, hookspecs
+import ncn_framework.payments
+from ncn_framework import Node, Settings, Signer, hookimpl, hookspecs
 from ncn_framework.manager import HOOK_KINDS, ROLES, LoadedPlugin, build_manager, find_plugins, loaded_plugin
-from ncn_framework.models import Event, SandboxSpec
+from ncn_framework.models import Event, InferenceRequest, ModelManifest, SandboxSpec
+from ncn_framework.payments import FailureStatement, PaymentConfirmation, PaymentDue, Quorum, Statement
+from ncn_framework.states import State
 from ncn_framework.tensors import pack_tensors
 from ncn_framework.testing.fakes import (
     FakeRuntime,
     RecordingPlugin,
     fake_candidates,
+    fake_manifest,
     fake_record,
     fake_request,
+    fake_route,
 )
+from ncn_framework.testing.funds import fake_due, fake_quorum
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "hooks.md"
 HOOKS = list(HOOK_KINDS)
-BUILT_IN = ("ncn_gateway", "ncn_compute", "ncn_client")
+BUILT_IN = ("ncn_gateway", "ncn_compute", "ncn_client", "ncn_payments")
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ def test_a_section_says_when_it_is_called_and_names_its_arguments(hook: str) -> 
 def test_an_example_is_short_and_loads(hook: str) -> None:
     example = sections()[hook].example
     assert 3 <= len([line for line in example.splitlines() if line.strip()]) <= 10
-    names = vars(ncn_framework.models) | vars(ncn_framework.errors)
+    names = vars(ncn_framework.models) | vars(ncn_framework.payments) | vars(ncn_framework.errors)
     namespace = {**names, "hookimpl": hookimpl, "asyncio": asyncio, "click": click, "pack_tensors": pack_tensors}
     namespace["asynccontextmanager"] = asynccontextmanager
     exec(  # noqa: S102 - our own document
@@ -148,6 +154,39 @@ class Witness(RecordingPlugin):
         super().__init__("witness")
 
     @hookimpl
+    def ncn_check(self, request: InferenceRequest, manifest: ModelManifest) -> None:
+        self.note("ncn_check")
+
+    @hookimpl
+    def ncn_confirm_payment(self, confirmation: PaymentConfirmation) -> Awaitable[None]:
+        self.note("ncn_confirm_payment")
+        return asyncio.sleep(0)
+
+    @hookimpl
+    def ncn_pay(self, due: PaymentDue, signer: Signer) -> Awaitable[bytes]:
+        self.note("ncn_pay")
+        return self.pay()
+
+    async def pay(self) -> bytes:
+        return bytes(32)
+
+    @hookimpl
+    def ncn_recall(self, request_id: bytes) -> Awaitable[State]:
+        self.note("ncn_recall")
+        return self.recall()
+
+    async def recall(self) -> State:
+        return State.SETTLED
+
+    @hookimpl
+    def ncn_endorse(self, statement: Statement) -> Awaitable[Quorum]:
+        self.note("ncn_endorse")
+        return self.endorse()
+
+    async def endorse(self) -> Quorum:
+        return fake_quorum()
+
+    @hookimpl
     def ncn_serve(self, node: Node) -> AbstractAsyncContextManager[None]:
         self.note("ncn_serve")
         return self.service()
@@ -190,6 +229,28 @@ async def _walk(node: Node) -> None:
     await node.lifecycle.run(fake_request(), lambda update: None, candidates=fake_candidates())
 
 
+async def _check(node: Node) -> None:
+    await node.lifecycle.admit(fake_request(), fake_manifest())
+
+
+async def _confirm_payment(node: Node) -> None:
+    await node.lifecycle.confirm_payment(PaymentConfirmation(bytes(32), bytes(32)))
+
+
+async def _pay(node: Node) -> None:
+    due = fake_due(fake_request(), fake_route())
+    assert await node.plugins.pay(due, Signer(b"\1" * 32)) == bytes(32)
+
+
+async def _recall(node: Node) -> None:
+    assert await node.lifecycle.recall(bytes(32)) is State.SETTLED
+
+
+async def _endorse(node: Node) -> None:
+    terms = fake_due(fake_request(), fake_route()).terms
+    assert await node.lifecycle.endorse(FailureStatement(terms, bytes(32), "lost")) == fake_quorum()
+
+
 async def _serve(node: Node) -> None:
     stop = asyncio.Event()
     stop.set()
@@ -223,6 +284,11 @@ async def _open_sandbox(node: Node) -> None:
 
 TRIGGERS: dict[str, Callable[[Node], Awaitable[None]]] = {
     "ncn_register": _register,
+    "ncn_check": _check,
+    "ncn_confirm_payment": _confirm_payment,
+    "ncn_pay": _pay,
+    "ncn_recall": _recall,
+    "ncn_endorse": _endorse,
     "ncn_serve": _serve,
     "ncn_settings": _settings,
     "ncn_commands": _commands,

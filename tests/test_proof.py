@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ncn_framework import digests, proof
+from ncn_framework import digests, manifests, proof
 from ncn_framework.errors import VerificationError
 from ncn_framework.models import (
     ANONYMOUS,
@@ -144,7 +144,7 @@ def test_form_is_canonical() -> None:
     assert data == (json.dumps(form, indent=2, sort_keys=True) + "\n").encode()
     assert form["schema"] == "ncn.proof.v1"
     assert form["domain"] == {"chain_id": 31337, "contract": address_hex(DOMAIN.contract)}
-    assert form["manifest"] == json.loads(digests.manifest_json(make().manifest))
+    assert form["manifest"] == json.loads(manifests.manifest_json(make().manifest))
     assert all("data" not in tensor for chunk in form["chunks"] for tensor in chunk["outputs"])
 
 

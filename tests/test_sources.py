@@ -27,6 +27,16 @@ def test_the_strongest_source_wins(tmp_path: Path) -> None:
     assert Sources(environment={}, folder=tmp_path).find("gateway", "grpc_port", ()) is None
 
 
+def test_a_preset_is_the_weakest_source(tmp_path: Path) -> None:
+    presets = {("gateway", "payment_modes"): ("free",)}
+    found = Sources(environment={}, folder=tmp_path, presets=presets)
+    assert found.find("gateway", "payment_modes", ()) == (("free",), "preset of ncn serve")
+    assert found.find("gateway", "http_port", ()) is None
+    (tmp_path / "ncn.toml").write_text('[gateway]\npayment_modes = ["voucher"]\n')
+    stronger = Sources(environment={}, folder=tmp_path, presets=presets)
+    assert stronger.find("gateway", "payment_modes", ()) == (["voucher"], str(tmp_path / "ncn.toml"))
+
+
 def test_the_first_variable_is_the_strongest_and_an_empty_one_is_none(tmp_path: Path) -> None:
     sources = Sources(environment={"A": "", "B": "b", "C": "c"}, folder=tmp_path)
     assert sources.find("t", "f", ("A", "B", "C")) == ("b", "environment B")

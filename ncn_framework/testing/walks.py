@@ -12,7 +12,7 @@ from ..hookspecs import hookimpl
 from ..lifecycle import Lifecycle, Outcome, StageLimits
 from ..manager import ROLES, build_manager
 from ..models import Chunk, Event, InferenceRequest, Route
-from ..states import State
+from ..states import TERMINAL
 from ..tensors import Tensor, pack_tensors
 from .fakes import RecordingPlugin, as_plugins, fake_candidates, fake_request
 
@@ -80,7 +80,7 @@ class RecordedWalk:
             ended = [line.partition(end)[0] for line in self.transcript if end in line]
             if sorted(begun) != sorted(ended):
                 raise AssertionError(f"not everything was released: {self.transcript}")
-        if self.last.state not in (State.SETTLED, State.FAILED, State.CANCELLED, State.EXPIRED):
+        if self.last.state not in TERMINAL:
             raise AssertionError(f"the request does not rest; it is {self.last.state}")
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from ..digests import manifest_from_json, manifest_json
 from ..errors import InvalidTensor, MalformedRequest, ModelError, ReceiptRejected, RequestTooLarge
+from ..manifests import manifest_from_json, manifest_json
 from ..models import (
     ANONYMOUS,
     Chunk,
@@ -21,8 +21,10 @@ from ..models import (
     Signature,
     SignedReceipt,
 )
+from ..payments import TransferAuthorization, Voucher
 from ..tensors import DTYPE_SIZES, MAX_RANK, MAX_TENSORS, Tensor, TensorSpec
 from . import messages_pb2 as pb
+from .convert_payments import authorization_from_pb, sized, transfer_to_pb, voucher_to_pb, wei_from_pb
 
 __all__ = [
     "MAX_PARAMETERS",
@@ -42,14 +44,6 @@ __all__ = [
 MAX_PARAMETERS = 64
 """Most parameters of one request."""
 
-_U96 = 2**96
-
-
-def _sized(value: bytes, size: int, field: str) -> bytes:
-    if len(value) != size:
-        raise MalformedRequest(f"{field} has {len(value)} bytes; it must have {size}")
-    return value
-
 
 # --- requests ---
 
@@ -67,6 +61,11 @@ def request_to_pb(request: InferenceRequest) -> pb.InferenceRequest:
         payment=request.payment,
         signature=request.signature,
     )
+    match request.authorization:
+        case Voucher() as voucher:
+            message.voucher.CopyFrom(voucher_to_pb(voucher))
+        case TransferAuthorization() as transfer:
+            message.transfer.CopyFrom(transfer_to_pb(transfer))
     for name, value in request.parameters.items():
         _set_parameter(message.parameters[name], value)
     return message
@@ -122,15 +121,16 @@ def request_from_pb(message: pb.InferenceRequest) -> InferenceRequest:
         RequestError: a field is missing or malformed, or ``request_id`` is not the id of client and nonce.
     """
     request = InferenceRequest(
-        model=_sized(message.model, 32, "model"),
+        model=sized(message.model, 32, "model"),
         inputs=tensors_from_pb(message.inputs),
         parameters=parameters_from_pb(message),
-        client=_sized(message.client or ANONYMOUS, 20, "client"),
-        nonce=_sized(message.nonce, 32, "nonce"),
+        client=sized(message.client or ANONYMOUS, 20, "client"),
+        nonce=sized(message.nonce, 32, "nonce"),
         limit_units=message.limit_units,
         deadline_ms=message.deadline_ms,
         payment=message.payment,
         signature=message.signature,
+        authorization=authorization_from_pb(message),
     )
     if message.request_id and message.request_id != request.request_id:
         raise MalformedRequest(
@@ -177,11 +177,12 @@ def receipt_from_pb(message: pb.Receipt) -> SignedReceipt:
     Raises:
         ReceiptRejected: the fee is not a number of at most 96 bits, or there are more than 64 signatures.
     """
-    if not (message.fee_wei.isascii() and message.fee_wei.isdecimal() and len(message.fee_wei) < 30):
-        raise ReceiptRejected(f"fee_wei {message.fee_wei[:40]!r} is not a number of wei")
-    fee = int(message.fee_wei)
-    if fee >= _U96 or len(message.signatures) > 64:
-        raise ReceiptRejected("fee_wei passes 96 bits, or there are more than 64 signatures")
+    try:
+        fee = wei_from_pb(message.fee_wei, "fee_wei")
+    except MalformedRequest as cause:
+        raise ReceiptRejected(str(cause)) from cause
+    if len(message.signatures) > 64:
+        raise ReceiptRejected("there are more than 64 signatures")
     return SignedReceipt(
         Receipt(
             request_id=message.request_id,
@@ -263,7 +264,7 @@ def record_from_pb(message: pb.Record) -> Record:
     """Return the record, unchecked but for form."""
     return Record(
         message.kind,
-        _sized(message.owner, 20, "owner"),
+        sized(message.owner, 20, "owner"),
         message.sequence,
         message.expires_ms,
         message.payload,

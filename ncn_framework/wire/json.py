@@ -15,9 +15,17 @@ import msgspec
 from ..errors import MalformedRequest, NcnError, RequestTooLarge, code_of
 from ..models import ANONYMOUS, Chunk, InferenceRequest, ModelManifest, Receipt, Settlement, Signature
 from ..models import SignedReceipt as SignedReceiptModel
-from ..signing import address_from_hex, address_hex
+from ..signing import address_hex
 from ..tensors import unpack_tensors
 from .convert import MAX_PARAMETERS
+from .json_payments import (
+    PaymentJson,
+    VoucherJson,
+    address_bytes,
+    hash_bytes,
+    voucher_from_json,
+    wei_from_json,
+)
 from .json_tensors import Encoding, Form, TensorJson, inputs_from_json, tensor_from_json, tensor_json
 
 __all__ = [
@@ -72,6 +80,7 @@ class SubmitJson(Form):
     deadline_ms: int | None = None
     payment: str | None = None
     signature: str | None = None
+    voucher: VoucherJson | None = None
     encoding: Encoding = "json"
 
 
@@ -137,6 +146,7 @@ class StatusJson(Form):
     updated_ms: int
     node: str | None = None
     error: ErrorJson | None = None
+    payment: PaymentJson | None = None
 
 
 class AnswerJson(Form):
@@ -186,41 +196,22 @@ def _too_deep(data: bytes, max_brackets: int) -> bool:
     return False
 
 
-def decode(data: bytes, kind: Any, *, max_brackets: int = MAX_BRACKETS) -> Any:
-    """Return ``data`` as a value of the struct type ``kind``.
+def decode(data: bytes, kind: Any, *, max_brackets: int = MAX_BRACKETS, what: str = "the body") -> Any:
+    """Return ``data`` as a value of the struct type ``kind``; ``what`` it is, for messages.
 
     Raises:
         MalformedRequest: not UTF-8, not JSON, a field unknown, missing or of a wrong type, or nested too deep.
     """
     if _too_deep(data, max_brackets):
-        raise MalformedRequest(f"the body is nested too deep: more than {MAX_DEPTH} levels, or {max_brackets} brackets")
+        raise MalformedRequest(f"{what} is nested too deep: more than {MAX_DEPTH} levels, or {max_brackets} brackets")
     try:
         return msgspec.json.decode(data, type=kind)
     except UnicodeDecodeError as cause:
-        raise MalformedRequest("the body is not UTF-8") from cause
+        raise MalformedRequest(f"{what} is not UTF-8") from cause
     except RecursionError as cause:
-        raise MalformedRequest("the body is nested too deep") from cause
+        raise MalformedRequest(f"{what} is nested too deep") from cause
     except msgspec.DecodeError as cause:
-        raise MalformedRequest(f"the body is not what is expected: {cause}") from cause
-
-
-def hash_bytes(text: str, field: str, size: int = 32) -> bytes:
-    """Return the bytes of 0x-hex ``text``, which must have ``size`` bytes (0: any)."""
-    try:
-        value = bytes.fromhex(text.removeprefix("0x"))
-    except ValueError as cause:
-        raise MalformedRequest(f"{field} is not 0x-hex") from cause
-    if size and len(value) != size:
-        raise MalformedRequest(f"{field} has {len(value)} bytes; it must have {size}")
-    return value
-
-
-def address_bytes(text: str, field: str) -> bytes:
-    """Return the 20 bytes of an address in hex."""
-    try:
-        return address_from_hex(text)
-    except ValueError as cause:
-        raise MalformedRequest(f"{field}: {cause}") from cause
+        raise MalformedRequest(f"{what} is not what is expected: {cause}") from cause
 
 
 def request_from_json(
@@ -247,6 +238,7 @@ def request_from_json(
         deadline_ms=deadline_ms if form.deadline_ms is None else form.deadline_ms,
         payment=payment if form.payment is None else form.payment,
         signature=b"" if not form.signature else hash_bytes(form.signature, "signature", 65),
+        authorization=None if form.voucher is None else voucher_from_json(form.voucher),
     )
 
 
@@ -277,8 +269,6 @@ def receipt_from_json(form: ReceiptJson) -> SignedReceiptModel:
     Raises:
         MalformedRequest: a field is malformed.
     """
-    if not (form.fee_wei.isascii() and form.fee_wei.isdecimal() and len(form.fee_wei) < 30):
-        raise MalformedRequest("receipt.fee_wei is not a number of wei")
     if not all(0 <= n < 2**63 for n in (form.chunks, form.units, form.started_ms, form.finished_ms)):
         raise MalformedRequest("a number of the receipt is negative or passes 63 bits")
     return SignedReceiptModel(
@@ -289,7 +279,7 @@ def receipt_from_json(form: ReceiptJson) -> SignedReceiptModel:
             output_hash=hash_bytes(form.output_hash, "receipt.output_hash"),
             chunks=form.chunks,
             units=form.units,
-            fee_wei=int(form.fee_wei),
+            fee_wei=wei_from_json(form.fee_wei, "receipt.fee_wei"),
             node=address_bytes(form.node, "receipt.node"),
             started_ms=form.started_ms,
             finished_ms=form.finished_ms,

@@ -42,15 +42,19 @@ class Ack(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MESSAGE_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: _builtins.int
     message: _builtins.str
+    heartbeat_interval_ms: _builtins.int
+    """Of a registry that took a record: how often its owner shall be heard of."""
     def __init__(
         self,
         *,
         message: _builtins.str = ...,
+        heartbeat_interval_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval_ms", b"heartbeat_interval_ms", "message", b"message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -80,15 +84,21 @@ class WalletAddress(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ADDRESS_FIELD_NUMBER: _builtins.int
+    WITHDRAWAL_FIELD_NUMBER: _builtins.int
     address: _builtins.bytes
+    @_builtins.property
+    def withdrawal(self) -> Global___Record:
+        """DeregisterNode: what withdraws the address's record, a newer one of the same kind with an empty payload."""
+
     def __init__(
         self,
         *,
         address: _builtins.bytes = ...,
+        withdrawal: Global___Record | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["withdrawal", b"withdrawal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "withdrawal", b"withdrawal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -241,6 +251,8 @@ class InferenceRequest(_message.Message):
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
     PAYMENT_FIELD_NUMBER: _builtins.int
     SIGNATURE_FIELD_NUMBER: _builtins.int
+    VOUCHER_FIELD_NUMBER: _builtins.int
+    TRANSFER_FIELD_NUMBER: _builtins.int
     request_id: _builtins.bytes
     """Filled by the gateway; a client may leave it out, and is refused if it is not the id of client and nonce."""
     model: _builtins.bytes
@@ -262,6 +274,10 @@ class InferenceRequest(_message.Message):
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tensor]: ...
     @_builtins.property
     def parameters(self) -> _containers.MessageMap[_builtins.str, Global___Parameter]: ...
+    @_builtins.property
+    def voucher(self) -> Global___Voucher: ...
+    @_builtins.property
+    def transfer(self) -> Global___TransferAuthorization: ...
     def __init__(
         self,
         *,
@@ -276,14 +292,90 @@ class InferenceRequest(_message.Message):
         deadline_ms: _builtins.int = ...,
         payment: _builtins.str = ...,
         signature: _builtins.bytes = ...,
+        voucher: Global___Voucher | None = ...,
+        transfer: Global___TransferAuthorization | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["authorization", b"authorization", "transfer", b"transfer", "voucher", b"voucher"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorization", b"authorization", "client", b"client", "deadline_ms", b"deadline_ms", "inputs", b"inputs", "limit_units", b"limit_units", "model", b"model", "model_name", b"model_name", "nonce", b"nonce", "parameters", b"parameters", "payment", b"payment", "request_id", b"request_id", "signature", b"signature", "transfer", b"transfer", "voucher", b"voucher"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_authorization: _TypeAlias = _typing.Literal["voucher", "transfer"]  # noqa: Y015
+    _WhichOneofArgType_authorization: _TypeAlias = _typing.Literal["authorization", b"authorization"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_authorization) -> _WhichOneofReturnType_authorization | None: ...
+
+Global___InferenceRequest: _TypeAlias = InferenceRequest  # noqa: Y015
+
+@_typing.final
+class Voucher(_message.Message):
+    """EIP-712 Voucher: the gateway may draw the channel of these three addresses down to cumulative_wei, ever."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIENT_FIELD_NUMBER: _builtins.int
+    SIGNER_FIELD_NUMBER: _builtins.int
+    GATEWAY_FIELD_NUMBER: _builtins.int
+    CUMULATIVE_WEI_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    client: _builtins.bytes
+    signer: _builtins.bytes
+    gateway: _builtins.bytes
+    cumulative_wei: _builtins.str
+    signature: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        client: _builtins.bytes = ...,
+        signer: _builtins.bytes = ...,
+        gateway: _builtins.bytes = ...,
+        cumulative_wei: _builtins.str = ...,
+        signature: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "deadline_ms", b"deadline_ms", "inputs", b"inputs", "limit_units", b"limit_units", "model", b"model", "model_name", b"model_name", "nonce", b"nonce", "parameters", b"parameters", "payment", b"payment", "request_id", b"request_id", "signature", b"signature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "cumulative_wei", b"cumulative_wei", "gateway", b"gateway", "signature", b"signature", "signer", b"signer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___InferenceRequest: _TypeAlias = InferenceRequest  # noqa: Y015
+Global___Voucher: _TypeAlias = Voucher  # noqa: Y015
+
+@_typing.final
+class TransferAuthorization(_message.Message):
+    """EIP-3009 TransferWithAuthorization of the network's token; times in seconds since the epoch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYER_FIELD_NUMBER: _builtins.int
+    PAYEE_FIELD_NUMBER: _builtins.int
+    VALUE_WEI_FIELD_NUMBER: _builtins.int
+    VALID_AFTER_S_FIELD_NUMBER: _builtins.int
+    VALID_BEFORE_S_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    payer: _builtins.bytes
+    payee: _builtins.bytes
+    value_wei: _builtins.str
+    valid_after_s: _builtins.int
+    valid_before_s: _builtins.int
+    nonce: _builtins.bytes
+    signature: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        payer: _builtins.bytes = ...,
+        payee: _builtins.bytes = ...,
+        value_wei: _builtins.str = ...,
+        valid_after_s: _builtins.int = ...,
+        valid_before_s: _builtins.int = ...,
+        nonce: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce", "payee", b"payee", "payer", b"payer", "signature", b"signature", "valid_after_s", b"valid_after_s", "valid_before_s", b"valid_before_s", "value_wei", b"value_wei"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferAuthorization: _TypeAlias = TransferAuthorization  # noqa: Y015
 
 @_typing.final
 class Chunk(_message.Message):
@@ -405,6 +497,7 @@ class InferenceResponse(_message.Message):
     RECEIPT_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     AT_MS_FIELD_NUMBER: _builtins.int
+    PAYMENT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.bytes
     state: _builtins.str
     at_ms: _builtins.int
@@ -414,6 +507,10 @@ class InferenceResponse(_message.Message):
     def receipt(self) -> Global___Receipt: ...
     @_builtins.property
     def error(self) -> Global___Error: ...
+    @_builtins.property
+    def payment(self) -> Global___PaymentStatus:
+        """With state AWAITING_PAYMENT: what to pay."""
+
     def __init__(
         self,
         *,
@@ -423,10 +520,11 @@ class InferenceResponse(_message.Message):
         receipt: Global___Receipt | None = ...,
         error: Global___Error | None = ...,
         at_ms: _builtins.int = ...,
+        payment: Global___PaymentStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "receipt", b"receipt"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "payment", b"payment", "receipt", b"receipt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "chunks", b"chunks", "error", b"error", "receipt", b"receipt", "request_id", b"request_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "chunks", b"chunks", "error", b"error", "payment", b"payment", "receipt", b"receipt", "request_id", b"request_id", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -488,15 +586,26 @@ class PaymentStatus(_message.Message):
     REFERENCE_FIELD_NUMBER: _builtins.int
     CONTRACT_FIELD_NUMBER: _builtins.int
     CHAIN_ID_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
+    ESCROW_ID_FIELD_NUMBER: _builtins.int
+    QUORUM_FIELD_NUMBER: _builtins.int
     mode: _builtins.str
-    """free, voucher or escrow."""
+    """free, voucher, escrow or exact."""
     state: _builtins.str
+    """due, or settled."""
     amount_wei: _builtins.str
     charged_wei: _builtins.str
     reference: _builtins.str
-    """Transaction hash or voucher reference."""
+    """Transaction hash, or number of the ledger's entry."""
     contract: _builtins.bytes
     chain_id: _builtins.int
+    escrow_id: _builtins.bytes
+    @_builtins.property
+    def terms(self) -> Global___EscrowTerms:
+        """Escrow: what to give to initiateInferenceRequest."""
+
+    @_builtins.property
+    def quorum(self) -> Global___Quorum: ...
     def __init__(
         self,
         *,
@@ -507,14 +616,89 @@ class PaymentStatus(_message.Message):
         reference: _builtins.str = ...,
         contract: _builtins.bytes = ...,
         chain_id: _builtins.int = ...,
+        terms: Global___EscrowTerms | None = ...,
+        escrow_id: _builtins.bytes = ...,
+        quorum: Global___Quorum | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["quorum", b"quorum", "terms", b"terms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_wei", b"amount_wei", "chain_id", b"chain_id", "charged_wei", b"charged_wei", "contract", b"contract", "mode", b"mode", "reference", b"reference", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_wei", b"amount_wei", "chain_id", b"chain_id", "charged_wei", b"charged_wei", "contract", b"contract", "escrow_id", b"escrow_id", "mode", b"mode", "quorum", b"quorum", "reference", b"reference", "state", b"state", "terms", b"terms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PaymentStatus: _TypeAlias = PaymentStatus  # noqa: Y015
+
+@_typing.final
+class EscrowTerms(_message.Message):
+    """The contract's Request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIENT_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
+    GATEWAY_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    AMOUNT_WEI_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    EXPIRY_S_FIELD_NUMBER: _builtins.int
+    REQUEST_HASH_FIELD_NUMBER: _builtins.int
+    client: _builtins.bytes
+    nonce: _builtins.int
+    gateway: _builtins.bytes
+    node: _builtins.bytes
+    amount_wei: _builtins.str
+    epoch: _builtins.int
+    expiry_s: _builtins.int
+    request_hash: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        client: _builtins.bytes = ...,
+        nonce: _builtins.int = ...,
+        gateway: _builtins.bytes = ...,
+        node: _builtins.bytes = ...,
+        amount_wei: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        expiry_s: _builtins.int = ...,
+        request_hash: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_wei", b"amount_wei", "client", b"client", "epoch", b"epoch", "expiry_s", b"expiry_s", "gateway", b"gateway", "node", b"node", "nonce", b"nonce", "request_hash", b"request_hash"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EscrowTerms: _TypeAlias = EscrowTerms  # noqa: Y015
+
+@_typing.final
+class Quorum(_message.Message):
+    """Validators' signatures over one digest, 65 bytes each in ascending order of member; bit i of the bitmap
+    (32 bytes, big-endian) stands for member i of the epoch.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    BITMAP_FIELD_NUMBER: _builtins.int
+    SIGNATURES_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    bitmap: _builtins.bytes
+    @_builtins.property
+    def signatures(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        bitmap: _builtins.bytes = ...,
+        signatures: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bitmap", b"bitmap", "epoch", b"epoch", "signatures", b"signatures"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Quorum: _TypeAlias = Quorum  # noqa: Y015
 
 @_typing.final
 class TransactionConfirmation(_message.Message):
@@ -870,3 +1054,145 @@ class CompletionValidation(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CompletionValidation: _TypeAlias = CompletionValidation  # noqa: Y015
+
+@_typing.final
+class Charge(_message.Message):
+    """--- batches of charges, as validators check them ---
+
+    One request that was served on a voucher.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOUCHER_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
+    INPUTS_HASH_FIELD_NUMBER: _builtins.int
+    CLIENT_FIELD_NUMBER: _builtins.int
+    REQUEST_SIGNATURE_FIELD_NUMBER: _builtins.int
+    inputs_hash: _builtins.bytes
+    client: _builtins.bytes
+    """Of the request: the channel's client or signer; zero where the gateway pays for somebody."""
+    request_signature: _builtins.bytes
+    """Of that client over EIP-712 Request."""
+    @_builtins.property
+    def voucher(self) -> Global___Voucher:
+        """The channel's best voucher then."""
+
+    @_builtins.property
+    def receipt(self) -> Global___Receipt: ...
+    def __init__(
+        self,
+        *,
+        voucher: Global___Voucher | None = ...,
+        receipt: Global___Receipt | None = ...,
+        inputs_hash: _builtins.bytes = ...,
+        client: _builtins.bytes = ...,
+        request_signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["receipt", b"receipt", "voucher", b"voucher"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "inputs_hash", b"inputs_hash", "receipt", b"receipt", "request_signature", b"request_signature", "voucher", b"voucher"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Charge: _TypeAlias = Charge  # noqa: Y015
+
+@_typing.final
+class Claim(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOUCHER_FIELD_NUMBER: _builtins.int
+    TOTAL_WEI_FIELD_NUMBER: _builtins.int
+    total_wei: _builtins.str
+    """The channel's total after the batch."""
+    @_builtins.property
+    def voucher(self) -> Global___Voucher: ...
+    def __init__(
+        self,
+        *,
+        voucher: Global___Voucher | None = ...,
+        total_wei: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["voucher", b"voucher"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["total_wei", b"total_wei", "voucher", b"voucher"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Claim: _TypeAlias = Claim  # noqa: Y015
+
+@_typing.final
+class Credit(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYEE_FIELD_NUMBER: _builtins.int
+    AMOUNT_WEI_FIELD_NUMBER: _builtins.int
+    payee: _builtins.bytes
+    amount_wei: _builtins.str
+    def __init__(
+        self,
+        *,
+        payee: _builtins.bytes = ...,
+        amount_wei: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_wei", b"amount_wei", "payee", b"payee"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Credit: _TypeAlias = Credit  # noqa: Y015
+
+@_typing.final
+class BatchStatement(_message.Message):
+    """EIP-712 Batch, with all that a validator needs to check it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GATEWAY_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    RECEIPTS_ROOT_FIELD_NUMBER: _builtins.int
+    DA_HASH_FIELD_NUMBER: _builtins.int
+    CLAIMS_HASH_FIELD_NUMBER: _builtins.int
+    CREDITS_HASH_FIELD_NUMBER: _builtins.int
+    CLAIMS_FIELD_NUMBER: _builtins.int
+    CREDITS_FIELD_NUMBER: _builtins.int
+    CHARGES_FIELD_NUMBER: _builtins.int
+    gateway: _builtins.bytes
+    nonce: _builtins.int
+    epoch: _builtins.int
+    count: _builtins.int
+    receipts_root: _builtins.bytes
+    da_hash: _builtins.bytes
+    claims_hash: _builtins.bytes
+    credits_hash: _builtins.bytes
+    @_builtins.property
+    def claims(self) -> _containers.RepeatedCompositeFieldContainer[Global___Claim]: ...
+    @_builtins.property
+    def credits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Credit]: ...
+    @_builtins.property
+    def charges(self) -> _containers.RepeatedCompositeFieldContainer[Global___Charge]: ...
+    def __init__(
+        self,
+        *,
+        gateway: _builtins.bytes = ...,
+        nonce: _builtins.int = ...,
+        epoch: _builtins.int = ...,
+        count: _builtins.int = ...,
+        receipts_root: _builtins.bytes = ...,
+        da_hash: _builtins.bytes = ...,
+        claims_hash: _builtins.bytes = ...,
+        credits_hash: _builtins.bytes = ...,
+        claims: _abc.Iterable[Global___Claim] | None = ...,
+        credits: _abc.Iterable[Global___Credit] | None = ...,
+        charges: _abc.Iterable[Global___Charge] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charges", b"charges", "claims", b"claims", "claims_hash", b"claims_hash", "count", b"count", "credits", b"credits", "credits_hash", b"credits_hash", "da_hash", b"da_hash", "epoch", b"epoch", "gateway", b"gateway", "nonce", b"nonce", "receipts_root", b"receipts_root"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchStatement: _TypeAlias = BatchStatement  # noqa: Y015

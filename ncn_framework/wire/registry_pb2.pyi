@@ -76,16 +76,16 @@ class WatchEvent(_message.Message):
 
     PUT_FIELD_NUMBER: _builtins.int
     GONE_FIELD_NUMBER: _builtins.int
-    HEARTBEAT_FIELD_NUMBER: _builtins.int
+    HEARTBEATS_FIELD_NUMBER: _builtins.int
     SYNCED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def put(self) -> _messages_pb2.Record: ...
     @_builtins.property
     def gone(self) -> _messages_pb2.Record:
-        """A record expired or was withdrawn."""
+        """A record expired or was withdrawn, or its owner has not been heard of for three heartbeats."""
 
     @_builtins.property
-    def heartbeat(self) -> _messages_pb2.HeartbeatRequest: ...
+    def heartbeats(self) -> Global___Heartbeats: ...
     @_builtins.property
     def synced(self) -> _messages_pb2.Empty:
         """All that was there at the beginning has been sent."""
@@ -95,18 +95,121 @@ class WatchEvent(_message.Message):
         *,
         put: _messages_pb2.Record | None = ...,
         gone: _messages_pb2.Record | None = ...,
-        heartbeat: _messages_pb2.HeartbeatRequest | None = ...,
+        heartbeats: Global___Heartbeats | None = ...,
         synced: _messages_pb2.Empty | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "gone", b"gone", "heartbeat", b"heartbeat", "put", b"put", "synced", b"synced"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "gone", b"gone", "heartbeats", b"heartbeats", "put", b"put", "synced", b"synced"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "gone", b"gone", "heartbeat", b"heartbeat", "put", b"put", "synced", b"synced"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "gone", b"gone", "heartbeats", b"heartbeats", "put", b"put", "synced", b"synced"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["put", "gone", "heartbeat", "synced"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["put", "gone", "heartbeats", "synced"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___WatchEvent: _TypeAlias = WatchEvent  # noqa: Y015
+
+@_typing.final
+class Heartbeats(_message.Message):
+    """What registries tell each other once a second of the owners that they hear themselves, and watchers of all."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRESENCES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def presences(self) -> _containers.RepeatedCompositeFieldContainer[Global___Presence]: ...
+    def __init__(
+        self,
+        *,
+        presences: _abc.Iterable[Global___Presence] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["presences", b"presences"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Heartbeats: _TypeAlias = Heartbeats  # noqa: Y015
+
+@_typing.final
+class Presence(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEARTBEAT_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def heartbeat(self) -> _messages_pb2.HeartbeatRequest: ...
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___RecordVersion]:
+        """The owner's newest records, without their content: who does not have one asks for it."""
+
+    def __init__(
+        self,
+        *,
+        heartbeat: _messages_pb2.HeartbeatRequest | None = ...,
+        records: _abc.Iterable[Global___RecordVersion] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat", b"heartbeat"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat", b"heartbeat", "records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Presence: _TypeAlias = Presence  # noqa: Y015
+
+@_typing.final
+class RecordVersion(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    sequence: _builtins.int
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordVersion: _TypeAlias = RecordVersion  # noqa: Y015
+
+@_typing.final
+class RegistryPeer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PEER_ID_FIELD_NUMBER: _builtins.int
+    MULTIADDRS_FIELD_NUMBER: _builtins.int
+    REGISTRY_FIELD_NUMBER: _builtins.int
+    GRPC_ADDR_FIELD_NUMBER: _builtins.int
+    SOFTWARE_FIELD_NUMBER: _builtins.int
+    peer_id: _builtins.str
+    registry: _builtins.bytes
+    """From the record of the registry that says it is this peer; empty where none does."""
+    grpc_addr: _builtins.str
+    software: _builtins.str
+    @_builtins.property
+    def multiaddrs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        peer_id: _builtins.str = ...,
+        multiaddrs: _abc.Iterable[_builtins.str] | None = ...,
+        registry: _builtins.bytes = ...,
+        grpc_addr: _builtins.str = ...,
+        software: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grpc_addr", b"grpc_addr", "multiaddrs", b"multiaddrs", "peer_id", b"peer_id", "registry", b"registry", "software", b"software"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegistryPeer: _TypeAlias = RegistryPeer  # noqa: Y015
 
 @_typing.final
 class ListRequest(_message.Message):

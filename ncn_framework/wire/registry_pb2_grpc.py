@@ -55,10 +55,20 @@ class P2PRegistryServiceStub:
                 request_serializer=ncn__framework_dot_wire_dot_registry__pb2.DiscoverNodesRequest.SerializeToString,
                 response_deserializer=ncn__framework_dot_wire_dot_messages__pb2.NodeInfo.FromString,
                 _registered_method=True)
+        self.GetNode = channel.unary_unary(
+                '/ncn.v1.P2PRegistryService/GetNode',
+                request_serializer=ncn__framework_dot_wire_dot_messages__pb2.WalletAddress.SerializeToString,
+                response_deserializer=ncn__framework_dot_wire_dot_messages__pb2.NodeInfo.FromString,
+                _registered_method=True)
         self.Watch = channel.unary_stream(
                 '/ncn.v1.P2PRegistryService/Watch',
                 request_serializer=ncn__framework_dot_wire_dot_registry__pb2.WatchRequest.SerializeToString,
                 response_deserializer=ncn__framework_dot_wire_dot_registry__pb2.WatchEvent.FromString,
+                _registered_method=True)
+        self.ListPeers = channel.unary_stream(
+                '/ncn.v1.P2PRegistryService/ListPeers',
+                request_serializer=ncn__framework_dot_wire_dot_messages__pb2.Empty.SerializeToString,
+                response_deserializer=ncn__framework_dot_wire_dot_registry__pb2.RegistryPeer.FromString,
                 _registered_method=True)
         self.RequestPreprocessingValidation = channel.unary_unary(
                 '/ncn.v1.P2PRegistryService/RequestPreprocessingValidation',
@@ -159,8 +169,22 @@ class P2PRegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetNode(self, request, context):
+        """One node, alive or not; looked for in the DHT where this registry does not know it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Watch(self, request, context):
         """Everything that matches, then every change of it, until the caller hangs up.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPeers(self, request, context):
+        """The registries that this one is connected to.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -273,10 +297,20 @@ def add_P2PRegistryServiceServicer_to_server(servicer, server):
                     request_deserializer=ncn__framework_dot_wire_dot_registry__pb2.DiscoverNodesRequest.FromString,
                     response_serializer=ncn__framework_dot_wire_dot_messages__pb2.NodeInfo.SerializeToString,
             ),
+            'GetNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetNode,
+                    request_deserializer=ncn__framework_dot_wire_dot_messages__pb2.WalletAddress.FromString,
+                    response_serializer=ncn__framework_dot_wire_dot_messages__pb2.NodeInfo.SerializeToString,
+            ),
             'Watch': grpc.unary_stream_rpc_method_handler(
                     servicer.Watch,
                     request_deserializer=ncn__framework_dot_wire_dot_registry__pb2.WatchRequest.FromString,
                     response_serializer=ncn__framework_dot_wire_dot_registry__pb2.WatchEvent.SerializeToString,
+            ),
+            'ListPeers': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListPeers,
+                    request_deserializer=ncn__framework_dot_wire_dot_messages__pb2.Empty.FromString,
+                    response_serializer=ncn__framework_dot_wire_dot_registry__pb2.RegistryPeer.SerializeToString,
             ),
             'RequestPreprocessingValidation': grpc.unary_unary_rpc_method_handler(
                     servicer.RequestPreprocessingValidation,
@@ -468,6 +502,33 @@ class P2PRegistryService:
             _registered_method=True)
 
     @staticmethod
+    def GetNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ncn.v1.P2PRegistryService/GetNode',
+            ncn__framework_dot_wire_dot_messages__pb2.WalletAddress.SerializeToString,
+            ncn__framework_dot_wire_dot_messages__pb2.NodeInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Watch(request,
             target,
             options=(),
@@ -484,6 +545,33 @@ class P2PRegistryService:
             '/ncn.v1.P2PRegistryService/Watch',
             ncn__framework_dot_wire_dot_registry__pb2.WatchRequest.SerializeToString,
             ncn__framework_dot_wire_dot_registry__pb2.WatchEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPeers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ncn.v1.P2PRegistryService/ListPeers',
+            ncn__framework_dot_wire_dot_messages__pb2.Empty.SerializeToString,
+            ncn__framework_dot_wire_dot_registry__pb2.RegistryPeer.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,8 +36,12 @@ class P2PRegistryServiceStub:
     UpdateNodeHeartbeat: _grpc.UnaryUnaryMultiCallable[_messages_pb2.HeartbeatRequest, _messages_pb2.Ack]
     DeregisterNode: _grpc.UnaryUnaryMultiCallable[_messages_pb2.WalletAddress, _messages_pb2.Ack]
     DiscoverNodes: _grpc.UnaryStreamMultiCallable[_registry_pb2.DiscoverNodesRequest, _messages_pb2.NodeInfo]
+    GetNode: _grpc.UnaryUnaryMultiCallable[_messages_pb2.WalletAddress, _messages_pb2.NodeInfo]
+    """One node, alive or not; looked for in the DHT where this registry does not know it."""
     Watch: _grpc.UnaryStreamMultiCallable[_registry_pb2.WatchRequest, _registry_pb2.WatchEvent]
     """Everything that matches, then every change of it, until the caller hangs up."""
+    ListPeers: _grpc.UnaryStreamMultiCallable[_messages_pb2.Empty, _registry_pb2.RegistryPeer]
+    """The registries that this one is connected to."""
     RequestPreprocessingValidation: _grpc.UnaryUnaryMultiCallable[_messages_pb2.InferenceRequest, _messages_pb2.PreprocessingValidation]
     RequestCompletionValidation: _grpc.UnaryUnaryMultiCallable[_messages_pb2.ComputeCompletion, _messages_pb2.CompletionValidation]
     CreateSubnet: _grpc.UnaryUnaryMultiCallable[_registry_pb2.CreateSubnetRequest, _registry_pb2.SubnetMetadata]
@@ -60,8 +64,12 @@ class P2PRegistryServiceAsyncStub(P2PRegistryServiceStub):
     UpdateNodeHeartbeat: _aio.UnaryUnaryMultiCallable[_messages_pb2.HeartbeatRequest, _messages_pb2.Ack]  # type: ignore[assignment]
     DeregisterNode: _aio.UnaryUnaryMultiCallable[_messages_pb2.WalletAddress, _messages_pb2.Ack]  # type: ignore[assignment]
     DiscoverNodes: _aio.UnaryStreamMultiCallable[_registry_pb2.DiscoverNodesRequest, _messages_pb2.NodeInfo]  # type: ignore[assignment]
+    GetNode: _aio.UnaryUnaryMultiCallable[_messages_pb2.WalletAddress, _messages_pb2.NodeInfo]  # type: ignore[assignment]
+    """One node, alive or not; looked for in the DHT where this registry does not know it."""
     Watch: _aio.UnaryStreamMultiCallable[_registry_pb2.WatchRequest, _registry_pb2.WatchEvent]  # type: ignore[assignment]
     """Everything that matches, then every change of it, until the caller hangs up."""
+    ListPeers: _aio.UnaryStreamMultiCallable[_messages_pb2.Empty, _registry_pb2.RegistryPeer]  # type: ignore[assignment]
+    """The registries that this one is connected to."""
     RequestPreprocessingValidation: _aio.UnaryUnaryMultiCallable[_messages_pb2.InferenceRequest, _messages_pb2.PreprocessingValidation]  # type: ignore[assignment]
     RequestCompletionValidation: _aio.UnaryUnaryMultiCallable[_messages_pb2.ComputeCompletion, _messages_pb2.CompletionValidation]  # type: ignore[assignment]
     CreateSubnet: _aio.UnaryUnaryMultiCallable[_registry_pb2.CreateSubnetRequest, _registry_pb2.SubnetMetadata]  # type: ignore[assignment]
@@ -107,12 +115,28 @@ class P2PRegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_messages_pb2.NodeInfo], _abc.AsyncIterator[_messages_pb2.NodeInfo]]: ...
 
     @_abc_1.abstractmethod
+    def GetNode(
+        self,
+        request: _messages_pb2.WalletAddress,
+        context: _ServicerContext,
+    ) -> _typing.Union[_messages_pb2.NodeInfo, _abc.Awaitable[_messages_pb2.NodeInfo]]:
+        """One node, alive or not; looked for in the DHT where this registry does not know it."""
+
+    @_abc_1.abstractmethod
     def Watch(
         self,
         request: _registry_pb2.WatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_registry_pb2.WatchEvent], _abc.AsyncIterator[_registry_pb2.WatchEvent]]:
         """Everything that matches, then every change of it, until the caller hangs up."""
+
+    @_abc_1.abstractmethod
+    def ListPeers(
+        self,
+        request: _messages_pb2.Empty,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_registry_pb2.RegistryPeer], _abc.AsyncIterator[_registry_pb2.RegistryPeer]]:
+        """The registries that this one is connected to."""
 
     @_abc_1.abstractmethod
     def RequestPreprocessingValidation(
