@@ -72,7 +72,7 @@ def test_a_damaged_model_is_made_again(tmp_path: Path) -> None:
 def test_prices_go_into_the_manifest_and_may_change(tmp_path: Path) -> None:
     directory = bundled.materialise("mlp", tmp_path)
     free = manifest.load(directory)
-    assert (free.base_fee_wei, free.unit_fee_wei) == (0, 0)
+    assert (free.base_fee_wei, free.unit_fee_wei) == (bundled.PRICE_WEI, 0)
     bundled.materialise("mlp", tmp_path, base_fee_wei=5, unit_fee_wei=6)
     priced = manifest.load(directory)
     assert (priced.base_fee_wei, priced.unit_fee_wei) == (5, 6)

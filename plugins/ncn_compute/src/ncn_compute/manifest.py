@@ -8,8 +8,8 @@ import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from ncn_framework.digests import manifest_from_json, manifest_json
 from ncn_framework.errors import ModelError
+from ncn_framework.manifests import manifest_from_json, manifest_json
 from ncn_framework.models import ModelFile, ModelManifest, Parameter
 from ncn_framework.tensors import TensorSpec
 

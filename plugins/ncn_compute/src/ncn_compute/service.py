@@ -27,7 +27,7 @@ from ncn_framework.models import (
     Signature,
     SignedReceipt,
 )
-from ncn_framework.signing import Signer, address_hex, load_or_create_signer
+from ncn_framework.signing import address_hex
 from ncn_framework.wire.convert import node_record
 
 from . import __version__, bundled, sandbox
@@ -84,12 +84,7 @@ class Compute:
     def __init__(self, node: Node) -> None:
         self.node = node
         self.settings = node.settings(ComputeSettings)
-        secret = self.settings.private_key.get_secret_value()
-        self.signer: Signer = (
-            Signer.from_hex(secret, "setting compute.private_key")
-            if secret
-            else load_or_create_signer(node.home / "keys" / "compute.key")
-        )
+        self.signer = node.signer
         self.in_flight = 0
         self.models: dict[bytes, tuple[ModelManifest, Path]] = {}
         self.pools: dict[bytes, WorkerPool] = {}

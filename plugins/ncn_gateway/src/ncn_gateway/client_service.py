@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import aclosing, suppress
-from typing import Any, NoReturn
+from contextlib import aclosing
+from typing import Any
 
 import grpc
 
 from ncn_framework.errors import MalformedRequest, NcnError, TaskEnded, code_of
 from ncn_framework.models import Chunk, Event
+from ncn_framework.payments import PaymentConfirmation
 from ncn_framework.states import TERMINAL, State
 from ncn_framework.wire import messages_pb2 as pb
 from ncn_framework.wire.convert import chunk_to_pb, model_info_to_pb, receipt_to_pb
+from ncn_framework.wire.convert_payments import payment_due_to_pb, sized
 from ncn_framework.wire.gateway_pb2_grpc import GatewayClientServiceServicer
+from ncn_framework.wire.grpc_errors import abort
 
-from .grpc_errors import abort
 from .info import GatewayInfo
 from .tasks import Task, Tasks
 
@@ -81,24 +83,24 @@ class ClientService(GatewayClientServiceServicer):
         """Cancel a task that still runs."""
         try:
             task = await self._task(request.id)
+            if task.state in TERMINAL:
+                raise TaskEnded(f"task 0x{request.id.hex()} rests in {task.state}; there is nothing to cancel")
         except NcnError as error:
             await abort(context, error)
-        if task.state in TERMINAL:
-            await _refuse(context, f"task 0x{request.id.hex()} rests in {task.state}; there is nothing to cancel")
         task.cancel()
         return pb.Ack(message="cancelling; the task's updates say when it has ended")
 
     async def ConfirmPayment(self, request: pb.TransactionConfirmation, context: _Context) -> pb.Ack:  # noqa: N802
-        """Refuse: no payment mode of this gateway waits for a transaction."""
+        """Take a client's word that it has paid into escrow."""
         try:
-            task = await self._task(request.request_id)
+            chain_id = self.info.domain.chain_id
+            if request.chain_id not in (0, chain_id):
+                raise MalformedRequest(f"chain_id is {request.chain_id}; this gateway's chain is {chain_id}")
+            transaction = sized(request.transaction_hash, 32, "transaction_hash")
+            await self.tasks.confirm_payment(PaymentConfirmation(_id(request.request_id), transaction))
         except NcnError as error:
             await abort(context, error)
-        await _refuse(
-            context,
-            f"payment mode {task.request.payment!r} of task 0x{request.request_id.hex()} needs no confirmation; "
-            "its updates bring the answer without one",
-        )
+        return pb.Ack(message="heard; the task's updates say when the payment has arrived")
 
     async def GetSupportedModels(  # noqa: N802
         self, request: pb.Empty, context: _Context
@@ -108,16 +110,10 @@ class ClientService(GatewayClientServiceServicer):
             yield model_info_to_pb(manifest, nodes)
 
     async def _task(self, request_id: bytes) -> Task:
-        if len(request_id) != 32:
-            raise MalformedRequest(f"a task's id has 32 bytes; this one has {len(request_id)}")
-        return await self.tasks.get(request_id)
+        return await self.tasks.get(_id(request_id))
 
     async def _status(self, task: Task) -> pb.InferenceTaskStatus:
-        """Return where a task stands, once that it was received, or that it ended, is durable."""
-        await task.settled_or_received()
-        if task.state in TERMINAL:
-            with suppress(NcnError):
-                await task.wait()
+        await task.told()
         request = task.request
         return pb.InferenceTaskStatus(
             request_id=request.request_id,
@@ -132,18 +128,29 @@ class ClientService(GatewayClientServiceServicer):
         )
 
     def _payment(self, task: Task) -> pb.PaymentStatus:
+        if task.due is not None:
+            return payment_due_to_pb(task.due)
         domain = self.info.domain
         status = pb.PaymentStatus(mode=task.request.payment, contract=domain.contract, chain_id=domain.chain_id)
         if task.outcome is not None:
             settlement = task.outcome.settlement
-            status.state = str(State.SETTLED)
+            status.state = "settled"
             status.amount_wei = str(task.outcome.receipt.receipt.fee_wei)
             status.charged_wei, status.reference = str(settlement.charged_wei), settlement.reference
         return status
 
 
+def _id(request_id: bytes) -> bytes:
+    return sized(request_id, 32, "a task's id")
+
+
 def _moved(event: Event) -> pb.InferenceResponse:
-    return pb.InferenceResponse(request_id=event.request_id, state=str(event.state), at_ms=event.at_ms)
+    return pb.InferenceResponse(
+        request_id=event.request_id,
+        state=str(event.state),
+        at_ms=event.at_ms,
+        payment=None if event.payment is None else payment_due_to_pb(event.payment),
+    )
 
 
 def _gave(request_id: bytes, chunk: Chunk) -> pb.InferenceResponse:
@@ -154,8 +161,3 @@ def _gave(request_id: bytes, chunk: Chunk) -> pb.InferenceResponse:
 
 def _error(error: NcnError) -> pb.Error:
     return pb.Error(code=code_of(error).code, message=str(error))
-
-
-async def _refuse(context: _Context, message: str) -> NoReturn:
-    """End the call: the request is well formed, but the task is not in a state for it."""
-    await abort(context, TaskEnded(message))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field, SecretStr
 
 from ncn_framework.config import Names, Settings, known_as
+from ncn_framework.payments import ESCROW, EXACT, VOUCHER
 
 __all__ = ["GatewaySettings"]
 
@@ -28,7 +29,11 @@ class GatewaySettings(Settings):
     default_limit_units: int = Field(1_000_000, gt=0, lt=2**63, description="Unit limit of requests that name none.")
     default_deadline_ms: int = Field(60_000, gt=0, description="Time for requests that name no deadline.")
     max_deadline_ms: int = Field(3_600_000, gt=0, description="Farthest deadline that a request may name.")
-    payment_modes: Names = Field(("free",), description="Payment modes to accept; the first is the default.")
+    payment_modes: Names = Field(
+        (VOUCHER, ESCROW, EXACT),
+        min_length=1,
+        description="Payment modes to accept; the first is the default. Whoever accepts free is paid for nothing.",
+    )
     heartbeat_interval_ms: int = Field(2_000, gt=0, description="How often nodes shall report; three missed: gone.")
     max_queue: int = Field(1_024, ge=0, description="Requests that may wait for a slot, per node.")
     recent_tasks: int = Field(1_024, ge=0, description="Finished tasks kept in memory, beside the database.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any, cast
 
 import msgspec
@@ -16,15 +15,16 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ncn_framework.digests import manifest_json
-from ncn_framework.errors import CapacityError, MalformedRequest, NcnError, RequestTooLarge, TaskEnded
+from ncn_framework.errors import CapacityError, MalformedRequest, RequestTooLarge, TaskEnded
 from ncn_framework.lifecycle import Outcome
+from ncn_framework.manifests import manifest_json
 from ncn_framework.models import ModelManifest
+from ncn_framework.payments import ESCROW, PaymentConfirmation, TransferAuthorization
 from ncn_framework.proof import Proof
 from ncn_framework.signing import address_hex
 from ncn_framework.states import TERMINAL
+from ncn_framework.wire import x402
 from ncn_framework.wire.json import (
-    AnswerJson,
     Encoding,
     ModelJson,
     StatusJson,
@@ -35,16 +35,32 @@ from ncn_framework.wire.json import (
     error_json,
     hash_bytes,
 )
+from ncn_framework.wire.json_payments import ConfirmationJson, payment_json
 
 from .info import GatewayInfo
-from .openapi import EVENTS, JSON, MAX_KEY_BYTES, ONE, PROOF, TASKS, HealthJson, ModelsJson, NetworkJson, describe
+from .messages import server_sent
+from .openapi import (
+    EVENTS,
+    JSON,
+    MAX_KEY_BYTES,
+    ONE,
+    PAYMENT,
+    PROOF,
+    TASKS,
+    HealthJson,
+    ModelsJson,
+    NetworkJson,
+    describe,
+)
 from .problems import TASK, Problems
 from .tasks import Task, Tasks
-from .websocket import server_sent, websocket_routes
+from .websocket import websocket_routes
 
 __all__ = ["Application", "build_app"]
 
 Headers = dict[bytes, bytes]
+
+_SIGNATURE = x402.SIGNATURE.lower().encode()
 
 
 def build_app(
@@ -71,6 +87,7 @@ def build_app(
         Route(TASKS, _Submit(api), methods=["POST"]),
         Route(ONE, api.task, methods=["GET", "DELETE"]),
         Route(PROOF, api.receipt),
+        Route(PAYMENT, api.payment, methods=["POST"]),
         Route("/api/v1/models", api.models),
         Route("/api/v1/network", api.network),
         Route("/health", api.health),
@@ -120,14 +137,20 @@ class _Api:
         """Return a response, or the JSON of the answer, which is what nearly everybody waits for."""
         headers: Headers = dict(request.scope["headers"])
         form = decode(await self._body(request, headers), SubmitJson)
-        task = await self.tasks.submit(self.tasks.admit(form, idempotency_key=_idempotency_key(headers)))
+        signed = headers.get(_SIGNATURE)
+        transfer = None if signed is None else x402.transfer_from_header(signed, self.info.domain.chain_id)
+        admitted = self.tasks.admit(form, idempotency_key=_idempotency_key(headers), transfer=transfer)
+        task = await self.tasks.submit(admitted)
         request.scope[TASK] = task.request.request_id
         if _wants_events(headers):
             return _event_stream(task, 0, form.encoding)
         if _wants_no_wait(request, headers):
-            await _durable(task)
-            return _json(_status(task), 202, {"location": f"{TASKS}/0x{task.request.request_id.hex()}"})
-        return encode(_answer(task, await task.wait(), form.encoding))
+            await task.told()
+            return _accepted(task)
+        if task.request.payment == ESCROW and await task.awaits_payment():
+            return _accepted(task)
+        body = _answer(task, await task.wait(), form.encoding)
+        return body if transfer is None else self._answered(task, body)
 
     async def task(self, request: Request) -> Response:
         task = await self._task(request)
@@ -140,12 +163,30 @@ class _Api:
         headers: Headers = dict(request.scope["headers"])
         if _wants_events(headers):
             return _event_stream(task, _last_event(headers), encoding)
-        outcome = await _durable(task)
-        return _json(_status(task) if outcome is None else _answer(task, outcome, encoding))
+        outcome = await task.told()
+        return _json(_status(task)) if outcome is None else self._answered(task, _answer(task, outcome, encoding))
+
+    def _answered(self, task: Task, body: bytes) -> Response:
+        """Return the response for an answer; it tells of the transfer where one paid for it."""
+        headers, paid = {}, task.request.authorization
+        if isinstance(paid, TransferAuthorization) and task.outcome is not None:
+            settled = x402.response_header(task.outcome.settlement, paid.payer, self.info.domain.chain_id)
+            headers[x402.RESPONSE] = settled
+        return Response(body, headers=headers, media_type=JSON)
+
+    async def payment(self, request: Request) -> Response:
+        """Take a client's word that it has paid into escrow."""
+        name = hash_bytes(request.path_params["id"], "id")
+        form = decode(await self._body(request, dict(request.scope["headers"])), ConfirmationJson)
+        transaction = hash_bytes(form.transaction_hash, "transaction_hash")
+        request.scope[TASK] = name
+        task = await self.tasks.confirm_payment(PaymentConfirmation(name, transaction))
+        await task.told()
+        return _accepted(task)
 
     async def receipt(self, request: Request) -> Response:
         task = await self._task(request)
-        outcome = await _durable(task)
+        outcome = await task.told()
         if outcome is None:
             raise TaskEnded(f"{_name(task)} is {task.state}; only a settled one has a receipt")
         proof = Proof(self.info.domain, task.manifest, task.request, outcome.chunks, outcome.receipt)
@@ -185,7 +226,8 @@ class _Api:
     async def network(self, _: Request) -> Response:
         domain = self.info.domain
         contract, gateway = address_hex(domain.contract), address_hex(self.info.address)
-        return _json(NetworkJson(domain.chain_id, contract, gateway, self.info.software))
+        modes = list(self.info.payment_modes)
+        return _json(NetworkJson(domain.chain_id, contract, gateway, self.info.software, modes))
 
     async def health(self, _: Request) -> Response:
         return _json(HealthJson("ok"))
@@ -243,13 +285,8 @@ def _json(form: Any, status: int = 200, headers: Mapping[str, str] | None = None
     return Response(encode(form), status, headers, media_type=JSON)
 
 
-async def _durable(task: Task) -> Outcome | None:
-    """Return the outcome of a task that settled, None otherwise; once what is to be told of it is durable."""
-    await task.settled_or_received()
-    if task.state in TERMINAL:
-        with suppress(NcnError):
-            return await task.wait()
-    return None
+def _accepted(task: Task) -> Response:
+    return _json(_status(task), 202, {"location": f"{TASKS}/0x{task.request.request_id.hex()}"})
 
 
 def _name(task: Task) -> str:
@@ -270,11 +307,12 @@ def _status(task: Task) -> StatusJson:
         updated_ms=task.updated_ms,
         node=None if task.node is None else address_hex(task.node),
         error=None if task.error is None else error_json(task.error, request.request_id),
+        payment=None if task.due is None else payment_json(task.due),
     )
 
 
-def _answer(task: Task, outcome: Outcome, encoding: Encoding) -> AnswerJson:
-    return answer_json(task.request, outcome.chunks, outcome.receipt, outcome.settlement, encoding)
+def _answer(task: Task, outcome: Outcome, encoding: Encoding) -> bytes:
+    return encode(answer_json(task.request, outcome.chunks, outcome.receipt, outcome.settlement, encoding))
 
 
 def _event_stream(task: Task, after: int, encoding: Encoding) -> Response:

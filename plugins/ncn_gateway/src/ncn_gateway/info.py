@@ -18,10 +18,12 @@ class GatewayInfo:
         address: of the gateway's key, 20 bytes.
         domain: that all signatures are bound to.
         software: name and version of the program.
+        payment_modes: that are accepted; the first is the default.
         ready: returns None when requests can be served, or else the reason why not.
     """
 
     address: bytes
     domain: Domain
     software: str
+    payment_modes: tuple[str, ...]
     ready: Callable[[], str | None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 from ncn_framework.errors import (
@@ -18,6 +19,7 @@ from ncn_framework.errors import (
     error_from_code,
 )
 from ncn_framework.models import Chunk, InferenceRequest, Lease, SignedReceipt
+from ncn_framework.payments import Authorization
 from ncn_framework.signing import address_hex
 from ncn_framework.wire import gateway_pb2 as pb
 from ncn_framework.wire import messages_pb2 as mpb
@@ -32,10 +34,19 @@ class Execution(AsyncGenerator[Chunk | SignedReceipt, None]):
     """What a node sends for one request: chunks, then a signed receipt; an asynchronous generator.
 
     Closing it before its end tells the node to stop.
+
+    Args:
+        link: to the node.
+        request: to be executed.
+        lease: of the node's slot.
+        authorization: what the node is shown of the payment, where that is not the request's own.
     """
 
-    def __init__(self, link: NodeLink, request: InferenceRequest, lease: Lease) -> None:
+    def __init__(
+        self, link: NodeLink, request: InferenceRequest, lease: Lease, authorization: Authorization | None = None
+    ) -> None:
         self.link, self.request, self.lease = link, request, lease
+        self.authorization = authorization
         self._items: deque[Chunk | SignedReceipt] = deque()
         self._error: NcnError | None = None
         self._ended = self._started = False
@@ -124,7 +135,10 @@ class NodeLink:
         if self.closed:
             raise NodeLost(f"node {address_hex(self.node)} left before the request reached it")
         self.executions[execution.request.request_id] = execution
-        task = pb.Task(request=request_to_pb(execution.request), lease_token=execution.lease.token)
+        request = execution.request
+        if execution.authorization is not None:
+            request = replace(request, authorization=execution.authorization)
+        task = pb.Task(request=request_to_pb(request), lease_token=execution.lease.token)
         self.send(pb.GatewayMessage(task=task))
 
     def finish(self, execution: Execution, *, cancel: bool) -> None:

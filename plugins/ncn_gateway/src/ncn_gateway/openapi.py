@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ncn_framework.errors import TABLE
+from ncn_framework.wire import x402
 from ncn_framework.wire.json import AnswerJson, ErrorJson, ModelJson, StatusJson, SubmitJson
+from ncn_framework.wire.json_payments import ConfirmationJson
 
 from . import __version__
 from .problems import PROBLEM
@@ -19,6 +21,7 @@ __all__ = [
     "JSON",
     "MAX_KEY_BYTES",
     "ONE",
+    "PAYMENT",
     "PROOF",
     "TASKS",
     "HealthJson",
@@ -30,7 +33,8 @@ __all__ = [
 JSON, EVENTS = "application/json", "text/event-stream"
 _SCHEMA = "application/schema+json"
 _REF = "#/components/schemas/{name}"
-TASKS, ONE, PROOF = "/api/v1/inference", "/api/v1/inference/{id}", "/api/v1/inference/{id}/receipt"
+TASKS, ONE = "/api/v1/inference", "/api/v1/inference/{id}"
+PROOF, PAYMENT = ONE + "/receipt", ONE + "/payment"
 MAX_KEY_BYTES = 255
 
 
@@ -41,12 +45,13 @@ class ModelsJson(msgspec.Struct):
 
 
 class NetworkJson(msgspec.Struct):
-    """What signatures are bound to, and who answers here."""
+    """What signatures are bound to, who answers here, and the payment modes it accepts, its default first."""
 
     chain_id: int
     contract: str
     gateway: str
     software: str
+    payment_modes: list[str]
 
 
 class HealthJson(msgspec.Struct):
@@ -63,6 +68,7 @@ class _Operation(NamedTuple):
     problems: Sequence[int] = ()
     parameters: Sequence[tuple[str, str, Mapping[str, Any]]] = ()  # name, where, schema
     body: Any = None
+    told: Sequence[tuple[int, str]] = ()  # status, and the header that its answer may have
 
 
 _LOOKUP = (400, 404, 503)
@@ -72,14 +78,30 @@ _ENCODING = ("encoding", "query", {"enum": ["json", "base64"], "default": "json"
 _AFTER = ("Last-Event-ID", "header", {"type": "string", "pattern": "^[0-9]{1,9}$"})
 _WAIT = (("async", "query", {"enum": ["1", "true"]}), ("Prefer", "header", _TEXT))
 _KEY = ("Idempotency-Key", "header", {"type": "string", "minLength": 1, "maxLength": MAX_KEY_BYTES})
+_PAID = (x402.SIGNATURE, "header", {**_TEXT, "maxLength": x402.MAX_HEADER_BYTES})
+_TOLD = ((200, x402.RESPONSE), (402, x402.REQUIRED))
+_CONFIRM_PROBLEMS = (*_LOOKUP, 402, 409, 413, 415, 422)
 _SUBMIT_PROBLEMS = sorted({row.http for row in TABLE.values()} | {415})
 _ANSWERS = {200: (AnswerJson, EVENTS), 202: (StatusJson,)}
 _STANDS = {200: (AnswerJson, StatusJson, EVENTS)}
 _OPERATIONS = (
-    _Operation("post", TASKS, "Run or start a request.", _ANSWERS, _SUBMIT_PROBLEMS, (*_WAIT, _KEY), SubmitJson),
-    _Operation("get", ONE, "A task's answer, or where it stands.", _STANDS, _LOOKUP, (_ID, _ENCODING, _AFTER)),
+    _Operation(
+        "post", TASKS, "Run or start a request.", _ANSWERS, _SUBMIT_PROBLEMS, (*_WAIT, _KEY, _PAID), SubmitJson, _TOLD
+    ),
+    _Operation(
+        "get", ONE, "A task's answer, or where it stands.", _STANDS, _LOOKUP, (_ID, _ENCODING, _AFTER), None, _TOLD[:1]
+    ),
     _Operation("delete", ONE, "Cancel a task.", {202: (StatusJson,)}, (*_LOOKUP, 409), (_ID,)),
     _Operation("get", PROOF, "A settled task's proof file.", {200: (JSON,)}, (*_LOOKUP, 409, 502), (_ID,)),
+    _Operation(
+        "post",
+        PAYMENT,
+        "Say that what a task awaits has been paid into escrow.",
+        {202: (StatusJson,)},
+        _CONFIRM_PROBLEMS,
+        (_ID,),
+        ConfirmationJson,
+    ),
     _Operation("get", "/api/v1/models", "The models that nodes serve now.", {200: (ModelsJson,)}),
     _Operation("get", "/api/v1/network", "The network that this gateway belongs to.", {200: (NetworkJson,)}),
     _Operation("get", "/health", "Whether the process answers.", {200: (HealthJson,)}),
@@ -92,7 +114,8 @@ _OPERATIONS = (
 def describe() -> dict[str, Any]:
     """Return the OpenAPI document."""
     structs = {kind for o in _OPERATIONS for kinds in o.answers.values() for kind in kinds if isinstance(kind, type)}
-    _, schemas = msgspec.json.schema_components([*structs, SubmitJson, ErrorJson], ref_template=_REF)
+    structs |= {o.body for o in _OPERATIONS if o.body is not None}
+    _, schemas = msgspec.json.schema_components([*structs, ErrorJson], ref_template=_REF)
     paths: dict[str, dict[str, Any]] = {}
     for operation in _OPERATIONS:
         paths.setdefault(operation.path, {})[operation.method] = _describe_operation(operation)
@@ -116,6 +139,8 @@ def _describe_operation(operation: _Operation) -> dict[str, Any]:
             **{str(status): _response(status, (ErrorJson,), PROBLEM) for status in (*operation.problems, 405, 500)},
         },
     }
+    for status, header in operation.told:
+        described["responses"][str(status)]["headers"] = {header: {"schema": _TEXT}}
     if operation.body is not None:
         described["requestBody"] = {"required": True, "content": {JSON: {"schema": _reference(operation.body)}}}
     return described

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
         InferenceRequest,
         Lease,
         Leases,
-        Record,
         Route,
         Settlement,
         SignedReceipt,
     )
     from ncn_framework.node import Node
+    from ncn_framework.states import State
 
     from .config import GatewaySettings
     from .service import Gateway
@@ -43,10 +43,6 @@ class Plugin:
         from .service import Gateway
 
         return Gateway(self.node)
-
-    @hookimpl
-    def ncn_register(self, record: Record) -> Awaitable[None] | None:
-        return self.gateway.register(record) if record.kind == "node" else None
 
     @hookimpl(trylast=True)
     def ncn_route(self, candidates: Candidates) -> Awaitable[Route]:
@@ -67,6 +63,10 @@ class Plugin:
     @hookimpl(trylast=True)
     def ncn_settle(self, receipt: SignedReceipt, request: InferenceRequest) -> Awaitable[Settlement] | None:
         return self.gateway.settle(receipt, request)
+
+    @hookimpl(trylast=True)
+    def ncn_recall(self, request_id: bytes) -> Awaitable[State | None]:
+        return self.gateway.recall(request_id)
 
     @hookimpl
     def ncn_event(self, event: Event) -> None:

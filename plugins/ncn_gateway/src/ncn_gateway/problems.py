@@ -1,4 +1,7 @@
-"""Whatever goes wrong in the HTTP API is answered by one envelope: a problem document (RFC 9457)."""
+"""Whatever goes wrong in the HTTP API is answered by one envelope: a problem document (RFC 9457).
+
+With 402 comes x402's PAYMENT-REQUIRED as well, where there are offers to tell.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ncn_framework.errors import NcnError
+from ncn_framework.errors import NcnError, PaymentRequired
+from ncn_framework.wire import x402
 from ncn_framework.wire.json import ErrorJson, encode, error_json
 
 __all__ = ["PROBLEM", "TASK", "Problems"]
@@ -65,6 +69,8 @@ def _problem(request: Request, error: Exception) -> Response:
         form = ErrorJson(f"urn:ncn:error:{code}", title, error.status_code, detail, code, error.status_code == 503)
     else:
         form = error_json(error, request.scope.get(TASK))
+        if isinstance(error, PaymentRequired) and error.offers:
+            headers[x402.REQUIRED] = x402.required_header(error, str(request.url))
     if form.status == 503 and form.retryable:
         headers.setdefault("retry-after", str(_RETRY_AFTER_S))
     return Response(encode(form), form.status, headers, media_type=PROBLEM)

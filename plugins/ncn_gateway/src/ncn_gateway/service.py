@@ -16,9 +16,10 @@ from hypercorn.asyncio import serve as hypercorn_serve
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.typing import Framework
 
-from ncn_framework.errors import ConfigError, NodeLost
-from ncn_framework.models import FREE, InferenceRequest, Leases, Record, Route, Settlement, SignedReceipt
-from ncn_framework.signing import Signer, address_from_hex, address_hex, load_or_create_signer
+from ncn_framework.errors import ConfigError, NodeLost, UnknownTask
+from ncn_framework.models import FREE, InferenceRequest, Leases, Route, Settlement, SignedReceipt
+from ncn_framework.signing import address_from_hex, address_hex
+from ncn_framework.states import State
 from ncn_framework.wire import gateway_pb2
 from ncn_framework.wire.gateway_pb2_grpc import (
     add_GatewayClientServiceServicer_to_server,
@@ -61,20 +62,9 @@ class Gateway:
             raise ConfigError(f"setting gateway.allowed_nodes: {cause}") from cause
         self.directory = Directory(allowed, self.settings.max_queue)
         self.metrics = Metrics()
-
-    @property
-    def signer(self) -> Signer:
-        """The gateway's key: from the settings, or else from a key file that is made when missing."""
-        secret = self.settings.private_key.get_secret_value()
-        if secret:
-            return Signer.from_hex(secret, "GATEWAY_PRIVATE_KEY")
-        return load_or_create_signer(self.node.home / "keys" / "gateway.key")
+        self._tasks: asyncio.Future[Tasks] | None = None
 
     # --- hooks ---
-
-    async def register(self, record: Record) -> None:
-        """Take a node's record into the directory."""
-        self.directory.put(record)
 
     def reserve(self, request: InferenceRequest, route: Route) -> CapacityLease:
         """Return a slot of the chosen node; it expires with the request."""
@@ -90,8 +80,9 @@ class Gateway:
         entry = self.directory.nodes.get(node)
         if entry is None or entry.link is None:
             raise NodeLost(f"node {address_hex(node)} left before the request reached it")
-        lease = next(lease for lease in leases if lease.kind == "capacity")
-        return Execution(entry.link, request, lease)
+        slot = next(lease for lease in leases if lease.kind == "capacity")
+        shown = next((lease.authorization for lease in leases if lease.authorization is not None), None)
+        return Execution(entry.link, request, slot, shown)
 
     def settle(self, receipt: SignedReceipt, request: InferenceRequest) -> Awaitable[Settlement] | None:
         """Settle in ``free`` mode, in which nothing is owed; decline every other."""
@@ -100,6 +91,16 @@ class Gateway:
             entry.observe(receipt.receipt.finished_ms - receipt.receipt.started_ms)
         return _settle_free() if request.payment == FREE else None
 
+    async def recall(self, request_id: bytes) -> State | None:
+        """Return where a request rests; waits until the database is open."""
+        if self._tasks is None:
+            self._tasks = asyncio.get_running_loop().create_future()
+        tasks = await asyncio.shield(self._tasks)
+        try:
+            return (await tasks.get(request_id)).state
+        except UnknownTask:
+            return None
+
     # --- the servers ---
 
     @asynccontextmanager
@@ -107,10 +108,13 @@ class Gateway:
         """Listen until the context is left, then drain: nothing new, running requests finish, the store closes."""
         settings, node = self.settings, self.node
         url = settings.database or f"sqlite:///{node.home / 'gateway.db'}"
-        signer = self.signer
+        signer = node.signer
         software = f"ncn-gateway {__version__}"
         async with Store(url) as store:
             tasks = Tasks(node.lifecycle, self.directory, store, settings)
+            if self._tasks is None:
+                self._tasks = asyncio.get_running_loop().create_future()
+            self._tasks.set_result(tasks)
             compute = ComputeService(
                 node.lifecycle, self.directory, signer.address, node.domain, settings.heartbeat_interval_ms, software
             )
@@ -120,7 +124,7 @@ class Gateway:
                     return "this gateway is shutting down"
                 return None if self.directory.models else "no compute node is connected; start one: ncn serve compute"
 
-            info = GatewayInfo(signer.address, node.domain, software, unready)
+            info = GatewayInfo(signer.address, node.domain, software, settings.payment_modes, unready)
             closing = asyncio.Event()
             app = build_app(
                 tasks,

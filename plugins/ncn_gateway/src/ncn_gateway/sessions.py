@@ -10,6 +10,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -20,7 +21,6 @@ from ncn_framework.errors import (
     MalformedRequest,
     NcnError,
     NodeLost,
-    NoHandlerError,
     SignatureRejected,
     UnknownTask,
 )
@@ -37,9 +37,9 @@ from ncn_framework.wire.convert import (
     request_to_pb,
 )
 from ncn_framework.wire.gateway_pb2_grpc import GatewayComputeServiceServicer
+from ncn_framework.wire.grpc_errors import abort
 
 from .directory import Directory
-from .grpc_errors import abort
 from .links import NodeLink
 
 __all__ = ["ComputeService"]
@@ -54,8 +54,8 @@ class ComputeService(GatewayComputeServiceServicer):
     """gRPC ``GatewayComputeService``.
 
     Args:
-        lifecycle: publishes the records that arrive; the gateway's own plugin puts them into ``directory``.
-        directory: of nodes.
+        lifecycle: publishes the records that arrive.
+        directory: of the nodes that are connected here; what a registry tells of others does not enter it.
         address: of this gateway, which nodes sign.
         domain: of all signatures.
         heartbeat_interval_ms: what nodes are asked for.
@@ -92,9 +92,7 @@ class ComputeService(GatewayComputeServiceServicer):
     async def _join(self, record: Record) -> NodeLink:
         """Publish a node's record and return its fresh link; an older one of the same node ends."""
         await self.lifecycle.register(record)
-        entry = self.directory.nodes.get(record.owner)
-        if entry is None:
-            raise NoHandlerError(f"no plugin took the record of node {address_hex(record.owner)} into the directory")
+        entry = self.directory.put(record)
         link = NodeLink(self.directory, record.owner)
         link.entry = entry
         previous, entry.link, entry.draining = entry.link, link, False
@@ -174,6 +172,7 @@ class ComputeService(GatewayComputeServiceServicer):
                 f"node {address_hex(link.node)} sent a record of {address_hex(record.owner)}; dial once for each node"
             )
         await self.lifecycle.register(record)
+        self.directory.put(record)
 
     async def _watch(self, link: NodeLink) -> None:
         """Return when the node has missed its heartbeats, or the link was closed from this side."""
@@ -262,10 +261,10 @@ class ComputeService(GatewayComputeServiceServicer):
         return mpb.Ack()
 
     async def GetTask(self, request: mpb.TaskID, context: _Context) -> mpb.InferenceRequest:  # noqa: N802
-        """Return a task that some node has now, to whoever knows its id."""
+        """Return a task that some node has now, to whoever knows its id; what was signed to pay for it is left out."""
         for link in self.links:
             if request.id in link.executions:
-                return request_to_pb(link.executions[request.id].request)
+                return request_to_pb(replace(link.executions[request.id].request, authorization=None))
         await abort(context, UnknownTask(f"no node has the task 0x{request.id.hex()} now"))
 
     def _link_of(self, node: bytes) -> NodeLink:

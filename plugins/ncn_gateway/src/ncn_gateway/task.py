@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+from typing import Any
 
-from ncn_framework.errors import NcnError, error_from_code
+from ncn_framework.errors import NcnError, PaymentRequired, error_from_code
 from ncn_framework.lifecycle import Outcome
 from ncn_framework.models import Chunk, Event, InferenceRequest, ModelManifest, Route
+from ncn_framework.payments import PaymentDue
 from ncn_framework.states import TERMINAL, State
 
 from .store import Progress, Row, Store
@@ -29,6 +32,7 @@ class Task:
         error: why it failed.
         outcome: what came out, once it settled.
         resting: whether the end is durable.
+        due: what its client has to pay now, while it is AWAITING_PAYMENT.
     """
 
     def __init__(self, request: InferenceRequest, manifest: ModelManifest, store: Store) -> None:
@@ -40,10 +44,12 @@ class Task:
         self.error: NcnError | None = None
         self.outcome: Outcome | None = None
         self.resting = False
+        self.due: PaymentDue | None = None
         self.walking: asyncio.Task[None] | None = None
         self._store = store
         self._detail = ""
         self._durable = 0  # moves on disk
+        self._stored = False  # something is on disk, or on its way there
         self._moves = 0
         self._followers = 0
         self._followers_waiting: list[asyncio.Future[None]] = []
@@ -56,7 +62,7 @@ class Task:
         self.updates.append(update)
         if isinstance(update, Event):
             self.state, self.updated_ms, self._detail = update.state, update.at_ms, update.detail
-            self.node = update.node or self.node
+            self.node, self.due = update.node or self.node, update.payment
             self._moves += 1
             if self._followers and update.state not in TERMINAL:
                 self._flush()
@@ -84,7 +90,7 @@ class Task:
         )
 
     def _flush(self) -> asyncio.Future[None]:
-        moves = self._moves
+        moves, self._stored = self._moves, True
         stored = self._store.put(self._row(), self.manifest)
 
         def done(future: asyncio.Future[None]) -> None:
@@ -95,13 +101,20 @@ class Task:
         stored.add_done_callback(done)
         return stored
 
+    @property
+    def leaves_no_trace(self) -> bool:
+        """Whether it was refused for want of payment before anything was done or told: it may come again, paid."""
+        done = any(isinstance(update, Event) and update.state is State.EXECUTING for update in self.updates)
+        return isinstance(self.error, PaymentRequired) and not done and not self._stored
+
     async def rest(self, *, alone: bool) -> None:
         """Store how the walk ended, then let everybody hear of it; ``alone``: no other task is in flight."""
-        try:
-            await self._store.put(self._row(), self.manifest, alone=alone)
-            self._durable = self._moves
-        except NcnError as error:
-            self.error, self.outcome = error, None
+        if not self.leaves_no_trace:
+            try:
+                await self._store.put(self._row(), self.manifest, alone=alone)
+                self._durable = self._moves
+            except NcnError as error:
+                self.error, self.outcome = error, None
         self.resting = True
         _wake(self._end_waiting)
         _wake(self._followers_waiting)
@@ -124,6 +137,25 @@ class Task:
         """Return once RECEIVED is durable."""
         while not self._durable and not self.resting:
             await asyncio.shield(self._flush())
+
+    async def told(self) -> Outcome | None:
+        """Return once what is to be told of it now is durable; the outcome where it settled, None otherwise."""
+        await self.settled_or_received()
+        if self.due is not None:
+            await self.awaits_payment()
+        if self.state in TERMINAL:
+            with suppress(NcnError):
+                return await self.wait()
+        return None
+
+    async def awaits_payment(self) -> bool:
+        """Return True once the task waits for its client to pay, durably; False once it rests without that."""
+        found: Any = self.follow()
+        async with aclosing(found):
+            async for _, update in found:
+                if isinstance(update, Event) and update.payment is not None and self.due is update.payment:
+                    return True
+        return False
 
     async def follow(self, after: int = 0) -> AsyncGenerator[tuple[int, Update], None]:
         """Yield each update behind the first ``after`` with its index from 1; moves when they are durable.
@@ -168,9 +200,9 @@ class Task:
         saved = row.progress
         task = cls(saved.request, manifest, store)
         for event in saved.events:
-            if event.state is State.EXECUTED:
-                task.updates.extend(saved.chunks)
             task.updates.append(event)
+            if event.state is State.EXECUTING:
+                task.updates.extend(saved.chunks)
         if not saved.events or saved.events[-1].state is not row.state:  # cut off by a stop of the gateway
             task.updates.append(Event(row.request_id, row.state, row.updated_ms, row.detail))
         task.state, task.node, task._detail = row.state, row.node, row.detail

@@ -18,13 +18,18 @@ from ncn_framework.errors import (
     ReplayConflict,
     RequestError,
     TaskCancelled,
+    TaskEnded,
     UnknownTask,
 )
 from ncn_framework.lifecycle import Lifecycle
-from ncn_framework.models import ANONYMOUS, InferenceRequest, ModelManifest
+from ncn_framework.models import ANONYMOUS, Event, InferenceRequest, ModelManifest
+from ncn_framework.payments import EXACT, VOUCHER, PaymentConfirmation, TransferAuthorization
+from ncn_framework.states import State
 from ncn_framework.wire import messages_pb2 as pb
 from ncn_framework.wire.convert import request_from_pb
+from ncn_framework.wire.convert_payments import authorization_from_pb
 from ncn_framework.wire.json import SubmitJson, hash_bytes, request_from_json
+from ncn_framework.wire.x402 import nonce_of
 
 from .config import GatewaySettings
 from .directory import Directory, Serving
@@ -73,12 +78,15 @@ class Tasks:
 
     # --- admission ---
 
-    def admit(self, form: SubmitJson, *, idempotency_key: str | None = None) -> Admitted:
+    def admit(
+        self, form: SubmitJson, *, idempotency_key: str | None = None, transfer: TransferAuthorization | None = None
+    ) -> Admitted:
         """Return the request that ``form`` asks for, complete and checked; changes nothing.
 
         Args:
             form: as it came.
             idempotency_key: stands for the nonce where ``form`` has none.
+            transfer: pays for it (mode ``exact``), and stands for the nonce where there is none else.
 
         Raises:
             RequestError: it must not be tried.
@@ -86,14 +94,23 @@ class Tasks:
         name = form.model
         manifest = self.directory.find(hash_bytes(name, "model") if name.startswith("0x") else name).manifest
         nonce = sha256(b"ncn.idempotency.v1" + idempotency_key.encode()).digest() if idempotency_key else None
+        payment = self.settings.payment_modes[0]
+        if transfer is not None:
+            if form.voucher is not None:
+                raise MalformedRequest("a voucher and a transfer came with one request; send the one that shall pay")
+            payment, nonce = _mode(form.payment, EXACT), nonce or nonce_of(transfer)
+        elif form.voucher is not None:
+            payment = _mode(form.payment, VOUCHER)
         request = request_from_json(
             form,
             manifest,
             nonce=nonce or secrets.token_bytes(32),
             limit_units=self.settings.default_limit_units,
             deadline_ms=self.lifecycle.clock() + self.settings.default_deadline_ms,
-            payment=self.settings.payment_modes[0],
+            payment=payment,
         )
+        if transfer is not None:
+            request = replace(request, authorization=transfer)
         fresh = nonce is None and form.nonce is None
         return self._checked(Admitted(request, manifest, fresh, timed=form.deadline_ms is not None))
 
@@ -102,6 +119,12 @@ class Tasks:
         if message.model and message.model_name:
             raise MalformedRequest("give either model or model_name, not both")
         manifest = self.directory.find(message.model or message.model_name).manifest
+        authorization = authorization_from_pb(message)
+        if isinstance(authorization, TransferAuthorization):
+            message.payment = _mode(message.payment, EXACT)
+            message.nonce = message.nonce or nonce_of(authorization)
+        elif authorization is not None:
+            message.payment = _mode(message.payment, VOUCHER)
         fresh, timed = not message.nonce, bool(message.deadline_ms)
         message.model = manifest.digest
         message.nonce = message.nonce or secrets.token_bytes(32)
@@ -131,22 +154,23 @@ class Tasks:
     # --- running ---
 
     async def submit(self, admitted: Admitted) -> Task:
-        """Start an admitted request, or return the task that it already is.
+        """Start an admitted request, or return the task that it already is; what a plugin refuses leaves no trace.
 
         Raises:
             ReplayConflict: its id was used with other content.
             DeadlineExpired: it is new, and its deadline has passed.
             Draining: it is new, and this gateway is shutting down.
+            PaymentRequired: it is new, and its fee is not covered.
         """
         request_id = admitted.request.request_id
         known = self._live.get(request_id) or self._recent.get(request_id)
         if known is None and admitted.fresh:
-            return self._start(admitted)
+            return await self._start(admitted)
         if known is None:
             looking = self._looking.get(request_id)
             if looking is None:  # who comes meanwhile with the same id waits for the same look
                 looking = self._looking[request_id] = asyncio.ensure_future(self._look(admitted))
-                looking.add_done_callback(lambda _: self._looking.pop(request_id))
+                looking.add_done_callback(lambda done: self._looked(request_id, done))
             known = await asyncio.shield(looking)
         if not _same(known.request, admitted):
             raise ReplayConflict(
@@ -157,17 +181,27 @@ class Tasks:
     async def _look(self, admitted: Admitted) -> Task:
         """Return the stored task of this id, or start it."""
         stored = await self.store.get(admitted.request.request_id)
-        return self._start(admitted) if stored is None else Task.restored(*stored, self.store)
+        return await self._start(admitted) if stored is None else Task.restored(*stored, self.store)
 
-    def _start(self, admitted: Admitted) -> Task:
+    def _looked(self, request_id: bytes, done: asyncio.Future[Task]) -> None:
+        del self._looking[request_id]
+        if not done.cancelled():
+            done.exception()  # who asked may be gone by now, and a refusal is nobody else's
+
+    async def _start(self, admitted: Admitted) -> Task:
         if admitted.expired is not None:
             raise admitted.expired
-        if self.draining:
-            raise Draining("this gateway is shutting down; ask another, or this one again soon")
+        self._refuse_while_draining()
+        await self.lifecycle.admit(admitted.request, admitted.manifest)
+        self._refuse_while_draining()  # a plugin may have taken its time
         task = self._live[admitted.request.request_id] = Task(admitted.request, admitted.manifest, self.store)
         task.created_ms = task.updated_ms = self.lifecycle.clock()
         task.walking = asyncio.create_task(self._walk(task))
         return task
+
+    def _refuse_while_draining(self) -> None:
+        if self.draining:
+            raise Draining("this gateway is shutting down; ask another, or this one again soon")
 
     async def _walk(self, task: Task) -> None:
         request = task.request
@@ -180,6 +214,8 @@ class Tasks:
             task.error = TaskCancelled("the task was cancelled")
         await task.rest(alone=len(self._live) == 1)
         del self._live[request.request_id]
+        if task.leaves_no_trace:
+            return
         self._recent[request.request_id] = task
         while len(self._recent) > self.settings.recent_tasks:
             self._recent.popitem(last=False)
@@ -198,6 +234,26 @@ class Tasks:
             raise UnknownTask(f"no task has the id 0x{request_id.hex()}")
         return Task.restored(*stored, self.store)
 
+    async def confirm_payment(self, confirmation: PaymentConfirmation) -> Task:
+        """Pass on a client's word that it has paid for a task, and return the task.
+
+        Once the payment has arrived there is nothing left to say: the same word again changes nothing.
+
+        Raises:
+            UnknownTask: there is none of this id.
+            TaskEnded: it awaits no payment.
+            PaymentRequired: the transaction did not pay.
+        """
+        task = await self.get(confirmation.request_id)
+        if task.due is not None:
+            await self.lifecycle.confirm_payment(confirmation)
+        elif not any(isinstance(update, Event) and update.state is State.PAID for update in task.updates):
+            raise TaskEnded(
+                f"task 0x{confirmation.request_id.hex()} (payment mode {task.request.payment!r}) is {task.state}; "
+                "it awaits no payment"
+            )
+        return task
+
     def models(self) -> list[tuple[ModelManifest, int]]:
         """Return each served model and the number of nodes that serve it, by name."""
         found = [(serving.manifest, len(serving)) for serving in self.directory.models.values()]
@@ -215,6 +271,13 @@ class Tasks:
         if late:
             log.warning("%d tasks were cancelled: they did not finish within %.0f s", len(late), timeout_s)
             await asyncio.wait(late)
+
+
+def _mode(asked: str | None, signed: str) -> str:
+    """Return the payment mode that was ``signed`` for; another one must not have been ``asked`` for."""
+    if asked and asked != signed:
+        raise MalformedRequest(f"what was signed pays in mode {signed!r}, but payment says {asked[:32]!r}")
+    return signed
 
 
 def _same(first: InferenceRequest, admitted: Admitted) -> bool:

@@ -8,36 +8,34 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
-from typing import Annotated, Any
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketDisconnected
 
 from ncn_framework.errors import MalformedRequest, NcnError, NoCapacity, RequestError, TaskEnded, code_of
-from ncn_framework.models import Event
 from ncn_framework.states import TERMINAL
-from ncn_framework.wire.json import (
-    AnswerJson,
-    ChunkJson,
-    Encoding,
-    ErrorJson,
-    SubmitJson,
-    answer_json,
-    chunk_json,
-    decode,
-    encode,
-    error_json,
-    hash_bytes,
-)
+from ncn_framework.wire.json import Encoding, ErrorJson, decode, encode, error_json, hash_bytes
 
+from .messages import (
+    Accepted,
+    Cancel,
+    ClientMessage,
+    Failure,
+    Ping,
+    Pong,
+    ServerMessage,
+    Submit,
+    Subscribe,
+    name_of,
+    schema,
+    updates,
+)
 from .tasks import Task, Tasks
 
-__all__ = ["ClientMessage", "ServerMessage", "schema", "server_sent", "updates", "websocket_routes"]
+__all__ = ["websocket_routes"]
 
 log = logging.getLogger(__name__)
 
@@ -52,144 +50,6 @@ _CLOSE_TIMEOUT_S = 2.0
 """How long a client may say nothing after a close frame."""
 
 _POLICY_VIOLATION, _TOO_BIG, _RESTART = 1008, 1009, 1012  # RFC 6455 and IANA's registry of close codes
-
-Ref = Annotated[str, msgspec.Meta(max_length=128)]
-"""The client's own name for a submission, until it knows the id."""
-
-
-class _Message(msgspec.Struct, tag_field="type", forbid_unknown_fields=True):
-    pass
-
-
-# --- from the client ---
-
-
-class Submit(_Message, tag="submit"):
-    """Submit a request and follow its task; ``accepted`` with the same ``ref`` names the id."""
-
-    ref: Ref
-    request: SubmitJson
-
-
-class Subscribe(_Message, tag="subscribe"):
-    """Follow a task behind the update with index ``after``; 0: from its beginning."""
-
-    id: str
-    after: Annotated[int, msgspec.Meta(ge=0)] = 0
-    encoding: Encoding = "json"
-
-
-class Cancel(_Message, tag="cancel"):
-    """Cancel a task; whoever follows it hears of the move."""
-
-    id: str
-
-
-class Ping(_Message, tag="ping"):
-    """Ask for a ``pong``."""
-
-
-ClientMessage = Submit | Subscribe | Cancel | Ping
-
-# --- from the server ---
-
-
-class Accepted(_Message, tag="accepted"):
-    """The submission ``ref`` is stored as task ``id``."""
-
-    ref: str
-    id: str
-
-
-class Moved(_Message, tag="event"):
-    """A task moved into ``state``."""
-
-    id: str
-    index: int
-    state: str
-    at_ms: int
-    detail: str
-
-
-class Piece(_Message, tag="chunk"):
-    """A task gave a chunk."""
-
-    id: str
-    index: int
-    chunk: ChunkJson
-
-
-class Answer(_Message, tag="answer"):
-    """A task settled; nothing follows."""
-
-    id: str
-    answer: AnswerJson
-
-
-class Failure(_Message, tag="error", omit_defaults=True):
-    """A message was refused (``ref`` or ``id`` as it had them), or a task failed (``id``); ``code`` is 4xxx."""
-
-    error: ErrorJson
-    code: int
-    ref: str | None = None
-    id: str | None = None
-
-
-class Pong(_Message, tag="pong"):
-    """The answer to ``ping``."""
-
-
-ServerMessage = Accepted | Moved | Piece | Answer | Failure | Pong
-
-
-class _Named(msgspec.Struct):
-    """What tells a refused message apart."""
-
-    ref: Ref | None = None
-    id: Ref | None = None
-
-
-def _name_of(data: bytes) -> _Named:
-    try:
-        return msgspec.json.decode(data, type=_Named)
-    except (msgspec.DecodeError, RecursionError):
-        return _Named()
-
-
-def schema() -> dict[str, Any]:
-    """Return the JSON schema of every message in both directions."""
-    return msgspec.json.schema(ClientMessage | ServerMessage)
-
-
-async def updates(task: Task, after: int, encoding: Encoding) -> AsyncGenerator[Moved | Piece | Answer | Failure, None]:
-    """Yield a message for each update of ``task`` behind the first ``after``, and how it ended last."""
-    name = "0x" + task.request.request_id.hex()
-    found: Any = task.follow(after)
-    async with aclosing(found):
-        async for index, update in found:
-            if isinstance(update, Event):
-                yield Moved(name, index, str(update.state), update.at_ms, update.detail)
-            else:
-                yield Piece(name, index, chunk_json(update, encoding))
-    try:
-        outcome = await task.wait()
-    except NcnError as error:
-        yield Failure(error_json(error, task.request.request_id), code_of(error).websocket, id=name)
-    else:
-        answer = answer_json(task.request, outcome.chunks, outcome.receipt, outcome.settlement, encoding)
-        yield Answer(name, answer)
-
-
-async def server_sent(task: Task, after: int, encoding: Encoding) -> AsyncGenerator[bytes, None]:
-    """Yield the same messages as server-sent events (WHATWG HTML, 9.2); their ``id`` is the update's index."""
-    async with aclosing(updates(task, after, encoding)) as messages:
-        async for message in messages:
-            index = b"id: %d\n" % message.index if isinstance(message, Moved | Piece) else b""
-            kind = str(message.__struct_config__.tag).encode()
-            yield b"event: %s\n%sdata: %s\n\n" % (kind, index, encode(message))
-
-
-# --- a connection ---
 
 
 class _HangupError(Exception):
@@ -268,7 +128,7 @@ class _Connection:
                     raise _HangupError(_TOO_BIG, f"at most {self.max_message_bytes} bytes in a message")
                 await self._take(decode(data, ClientMessage), group)
             except NcnError as error:
-                name = _name_of(data)
+                name = name_of(data)
                 self._reply(Failure(error_json(error), code_of(error).websocket, name.ref, name.id))
 
     def _reply(self, message: ServerMessage) -> None:
