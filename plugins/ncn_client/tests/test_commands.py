@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +17,32 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ncn_client import client as client_module
-from ncn_client.commands import embed, infer, verify
+from ncn_client import paying
+from ncn_client.commands import embed, infer, verify, walkthrough
 from ncn_client.plugin import Plugin
+from ncn_framework import hookimpl
 from ncn_framework.cli import main
 from ncn_framework.config import Config
-from ncn_framework.errors import CapacityError, ConfigError, InvalidTensor, NcnError, VerificationError
+from ncn_framework.errors import (
+    CapacityError,
+    ConfigError,
+    InvalidTensor,
+    ModelFailed,
+    NcnError,
+    NoHandlerError,
+    PaymentRequired,
+    VerificationError,
+    WalletError,
+)
 from ncn_framework.manager import build_manager, loaded_plugin
-from ncn_framework.signing import address_hex
+from ncn_framework.payments import PaymentDue
+from ncn_framework.signing import Signer, address_hex
 
-from .fakes import CLIENT, NODE, OTHER, FakeGateway
+from .fakes import CLIENT, EMBEDDER, GATEWAY, NODE, OTHER, FakeGateway
+from .wallets import make_wallet
 
 NODE_HEX = address_hex(NODE.address)
+CLIENT_KEY = b"\x33" * 32
 
 
 @pytest.fixture(autouse=True)
@@ -38,8 +55,11 @@ def asked(gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
             made.append((url, options))
             super().__init__(url, transport=httpx.MockTransport(gateway), **options)
 
+    for name in [name for name in os.environ if name.startswith("NCN_")]:
+        monkeypatch.delenv(name)
     monkeypatch.setattr(client_module, "Client", Fake)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NCN_HOME", str(tmp_path / "home"))
     return iter([made])
 
 
@@ -70,8 +90,9 @@ def test_embed() -> None:
     assert lines[2].startswith("model      minilm 0x")
     assert lines[3] == f"node       {NODE_HEX}"
     assert lines[4].startswith("output     0x")
-    assert lines[5].startswith("cost       5 units, 0 wei")
-    assert lines[6] == "signature  ok, 1 on the receipt"
+    assert lines[5].startswith("cost       5 units, 0 NCN (0 wei); ")
+    assert lines[6] == "payment    free"
+    assert lines[7] == "signature  ok, 1 on the receipt"
 
 
 def test_embed_as_json() -> None:
@@ -199,7 +220,8 @@ def test_settings_and_flags(asked: Iterator[list[Any]], monkeypatch: pytest.Monk
     made = next(asked)
     fine(embed, "a")
     assert made[-1][0] == "http://127.0.0.1:8080"
-    assert made[-1][1] == {"signer": None, "domain": None, "node": None, "timeout_s": 60.0}
+    assert made[-1][1].pop("timeout_s") == 60
+    assert set(made[-1][1].values()) == {None}
     monkeypatch.setenv("NCN_CLIENT_GATEWAY", "http://elsewhere")
     monkeypatch.setenv("NCN_CLIENT_PRIVATE_KEY", "33" * 32)
     monkeypatch.setenv("NCN_CLIENT_TIMEOUT_MS", "5000")
@@ -222,6 +244,169 @@ def test_a_bad_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "secret" not in str(error)
 
 
+# --- payment ---
+
+
+def test_embed_with_a_voucher(gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NCN_CLIENT_PRIVATE_KEY", "33" * 32)
+    lines = fine(embed, "a", "--max-fee", "100").stdout.splitlines()
+    assert lines[4].startswith("cost       5 units, 0.000000000000000025 NCN (25 wei); ")
+    assert lines[5] == f"payment    voucher; 100 wei signed in all to {address_hex(GATEWAY.address)}"
+    monkeypatch.setenv("NCN_CLIENT_MAX_FEE_WEI", "40")
+    fine(infer, "minilm", "-i", "text=a")
+    assert gateway.bodies[-1].limit_units == 10
+    assert isinstance(failed(infer, "minilm", "-i", "text=a", "--limit-units", "11"), PaymentRequired)
+    monkeypatch.setenv("NCN_CLIENT_PAYMENT", "free")
+    assert "payment    free" in fine(embed, "a").stdout
+    assert "payment    voucher" in fine(embed, "a", "--payment", "voucher").stdout
+    assert run(embed, "a", "--payment", "gold").exit_code == 2
+    assert run(embed, "a", "--max-fee", "-1").exit_code == 2
+
+
+def test_a_session_key(gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NCN_CLIENT_PRIVATE_KEY", "22" * 32)
+    monkeypatch.setenv("NCN_CLIENT_PAYER", address_hex(CLIENT.address))
+    fine(embed, "a")
+    assert gateway.ledger.account(CLIENT.address, OTHER.address).charged == 25
+    monkeypatch.setenv("NCN_CLIENT_PAYER", "0x12")
+    assert "client.payer" in str(failed(embed, "a"))
+
+
+def test_the_wallet_of_a_flag_goes_first(gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    make_wallet(tmp_path / "home", "alice", CLIENT_KEY, "secret")
+    make_wallet(tmp_path / "home", "bob", b"\x22" * 32, "secret")
+    monkeypatch.setenv("NCN_WALLET_PASSWORD", "secret")
+    monkeypatch.setenv("NCN_CLIENT_WALLET", "bob")
+
+    def client_of(*arguments: str) -> str | None:
+        fine(embed, "a", "--payment", "free", *arguments)
+        return gateway.bodies[-1].client
+
+    assert client_of() == address_hex(OTHER.address)
+    monkeypatch.setenv("NCN_CLIENT_PRIVATE_KEY", "44" * 32)
+    assert client_of() == address_hex(GATEWAY.address)
+    assert client_of("--wallet", "alice") == address_hex(CLIENT.address)
+    (tmp_path / ".env").write_text("NCN_WALLET_PASSWORD=wrong\n")
+    monkeypatch.delenv("NCN_WALLET_PASSWORD")
+    error = failed(embed, "a", "--wallet", "alice")
+    assert isinstance(error, WalletError)
+    assert "wrong" in str(error)
+
+
+def test_a_password_that_is_typed(gateway: FakeGateway, tmp_path: Path) -> None:
+    make_wallet(tmp_path / "home", "alice", CLIENT_KEY, "secret")
+    result = fine(embed, "a", "--wallet", "alice", stdin="secret\n")
+    assert "Password of wallet 'alice'" in result.stderr
+    assert gateway.bodies[-1].client == address_hex(CLIENT.address)
+    assert "secret" not in result.output
+    assert "NCN_WALLET_PASSWORD" in str(failed(embed, "a", "--wallet", "alice"))
+
+
+def test_the_development_client_pays(gateway: FakeGateway, tmp_path: Path) -> None:
+    (tmp_path / "home" / "keys").mkdir(parents=True)
+    (tmp_path / "home" / "keys" / "client.key").write_text("33" * 32 + "\n")
+    assert "payment    voucher" in fine(embed, "a").stdout
+    assert gateway.bodies[-1].client == address_hex(CLIENT.address)
+
+
+def test_escrow_needs_a_plugin_that_pays(gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paying, "find_plugins", lambda order, disabled: [])
+    monkeypatch.setenv("NCN_CLIENT_PRIVATE_KEY", "33" * 32)
+    error = failed(embed, "a", "--payment", "escrow")
+    assert isinstance(error, NoHandlerError)
+    assert "pip install ncn-payments" in str(error)
+    monkeypatch.delenv("NCN_CLIENT_PRIVATE_KEY")
+    assert isinstance(failed(embed, "a", "--payment", "escrow"), PaymentRequired)
+
+
+def test_escrow_through_a_plugin(gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_to_pay(monkeypatch, gateway)
+    monkeypatch.setenv("NCN_CLIENT_PRIVATE_KEY", "33" * 32)
+    lines = fine(embed, "a", "--payment", "escrow").stdout.splitlines()
+    assert "payment    escrow" in lines
+    assert len(gateway.desk.paid) == 1
+
+
+# --- test-client ---
+
+
+def test_walk(gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NCN_CLIENT_PRIVATE_KEY", "33" * 32)
+    lines = fine(walkthrough).stdout.splitlines()
+    titles = [line for line in lines if not line.startswith(" ")]
+    assert len(titles) == 8
+    assert titles[-1] == "all 7 steps hold"
+    text = "\n".join(lines)
+    for shown in (
+        "payment modes: voucher, free, escrow",
+        f"gateway {address_hex(GATEWAY.address)}",
+        "0x" + EMBEDDER.digest.hex(),
+        f"signed by {address_hex(CLIENT.address)}; payment voucher",
+        "0.00000000000300001 NCN (3000010 wei) in all",
+        "SETTLED",
+        f"signature: {NODE_HEX}, the node",
+        "5 units, 0.000000000000000025 NCN (25 wei) charged, payment voucher",
+        "0.000000000000000025 NCN (25 wei) charged in all",
+        "output embedding: FP32 [1, 8]",
+        "changed: refused at",
+    ):
+        assert shown in text
+    assert gateway.executed == 1
+
+
+def test_walk_without_a_key_or_with_another_model(gateway: FakeGateway) -> None:
+    gateway.pieces = 3
+    text = fine(walkthrough, "--model", "adder").stdout
+    assert "anonymous; payment free" in text
+    assert "output sum: FP32 [1]" in text
+    gateway.catalogue = lambda models: models.clear()
+    assert "serves no model" in str(failed(walkthrough))
+
+
+def test_walk_into_escrow(gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_to_pay(monkeypatch, gateway)
+    monkeypatch.setenv("NCN_CLIENT_PRIVATE_KEY", "33" * 32)
+    text = fine(walkthrough, "--payment", "escrow", "--max-fee", "70").stdout
+    assert "all 10 steps hold" in text
+    assert "3 validators of epoch 7 signed" in text
+    (transaction,) = gateway.desk.paid
+    assert f"transaction 0x{transaction.hex()}" in text
+    assert "0.000000000000000045 NCN (45 wei) go back to the client" in text
+    gateway.desk.terms = lambda terms: replace(terms, gateway=OTHER.address)
+    result = run(walkthrough, "--payment", "escrow")
+    assert result.exit_code == 1
+    assert "FAILED in step 3, validators sign price and node" in result.stdout
+    assert "payment.terms.gateway" in str(result.exception)
+    assert len(gateway.failed) == 1
+
+
+def test_walk_says_where_it_fails(gateway: FakeGateway) -> None:
+    gateway.lie = lambda form: form.chunks.clear()
+    result = run(walkthrough)
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[-1] == "FAILED in step 4, the answer is verified"
+    gateway.lie = lambda form: None
+    gateway.failing = ModelFailed("the model raised")
+    assert "step 4" in run(walkthrough).stdout
+
+
+def asked_to_pay(monkeypatch: pytest.MonkeyPatch, gateway: FakeGateway) -> None:
+    """Install a plugin that pays on chain."""
+
+    class Chain:
+        roles = ()
+
+        @hookimpl
+        def ncn_pay(self, due: PaymentDue, signer: Signer) -> Awaitable[bytes]:
+            assert signer.address == due.terms.client
+            return self.pay(due)
+
+        async def pay(self, due: PaymentDue) -> bytes:
+            return gateway.desk.pay(due)
+
+    monkeypatch.setattr(paying, "find_plugins", lambda order, disabled: [loaded_plugin("chain", Chain())])
+
+
 def test_no_gateway(gateway: FakeGateway) -> None:
     gateway.broken = httpx.ConnectError("refused")
     error = failed(embed, "a")
@@ -231,7 +416,7 @@ def test_no_gateway(gateway: FakeGateway) -> None:
 
 def test_plugin_is_accepted_and_its_hooks_are_called() -> None:
     plugins = build_manager([loaded_plugin("client", Plugin)])
-    assert sorted(str(command.name) for command in plugins.commands()) == ["embed", "infer", "verify"]
+    assert sorted(str(command.name) for command in plugins.commands()) == ["embed", "infer", "test-client", "verify"]
     (settings,) = plugins.settings()
     assert settings.table == "client"
     assert Config().load(settings)
@@ -246,6 +431,6 @@ def test_help_imports_nothing_slow() -> None:
     assert found.stdout == "[]\n"
 
 
-@pytest.mark.parametrize("command", [embed, infer, verify])
+@pytest.mark.parametrize("command", [embed, infer, walkthrough, verify])
 def test_help_has_examples(command: click.Command) -> None:
     assert f"ncn {command.name} " in fine(command, "--help").stdout.partition("\n\n")[2]

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .answers import Answer as Answer
     from .catalogue import Model as Model
+    from .channel import Standing as Standing
     from .client import AsyncClient as AsyncClient
     from .client import Client as Client
-    from .session import Options as Options
-    from .session import Prepared as Prepared
-    from .session import Task as Task
+    from .requests import Options as Options
+    from .requests import Prepared as Prepared
+    from .requests import Task as Task
 
 __version__ = "0.1.0"
 
@@ -21,9 +22,10 @@ _HOME = {
     "AsyncClient": "client",
     "Client": "client",
     "Model": "catalogue",
-    "Options": "session",
-    "Prepared": "session",
-    "Task": "session",
+    "Options": "requests",
+    "Prepared": "requests",
+    "Standing": "channel",
+    "Task": "requests",
 }
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "Model",
     "Options",
     "Prepared",
+    "Standing",
     "Task",
     "__version__",
 ]

@@ -9,13 +9,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ncn_framework.errors import NcnError
+from ncn_framework.errors import MalformedRequest, NcnError, VerificationError
 from ncn_framework.models import Settlement, SignedReceipt
+from ncn_framework.payments import Voucher
 from ncn_framework.proof import Proof
 from ncn_framework.tensors import DTYPE_SIZES, Tensor, split_bytes, unpack_tensors
+from ncn_framework.wire.json import SettlementJson
+from ncn_framework.wire.json_payments import wei_from_json
 from ncn_framework.wire.json_tensors import CODES
 
-__all__ = ["Answer", "values_of"]
+__all__ = ["Answer", "settlement_of", "values_of"]
 
 _FLOATS = ("FP16", "BF16", "FP32", "FP64")
 
@@ -26,11 +29,14 @@ class Answer:
 
     Attributes:
         proof: the evidence; what everything else is read from.
-        settlement: how the fee was settled, in the gateway's words; None where it was not said.
+        settlement: how the fee was settled: what was charged is the fee of the receipt, the reference the gateway's
+            word; None where it was not said.
+        voucher: what was sent with the request, where that was paid by one.
     """
 
     proof: Proof
     settlement: Settlement | None = None
+    voucher: Voucher | None = None
 
     @property
     def request_id(self) -> bytes:
@@ -90,6 +96,24 @@ class Answer:
     def save(self, path: str | Path) -> None:
         """Write the proof file, which ``ncn verify`` checks offline."""
         Path(path).write_bytes(self.proof.to_json())
+
+
+def settlement_of(form: SettlementJson, proof: Proof) -> Settlement:
+    """Return how the fee of a proved answer was settled.
+
+    Raises:
+        VerificationError: another amount was charged than the node's receipt says, or in another mode.
+    """
+    request, fee_wei = proof.request, proof.receipt.receipt.fee_wei
+    if form.mode != request.payment:
+        raise VerificationError("settlement.mode", f"is {form.mode[:32]!r}, not {request.payment!r}")
+    try:
+        charged_wei = wei_from_json(form.charged_wei, "settlement.charged_wei")
+    except MalformedRequest as cause:
+        raise VerificationError("settlement.charged_wei", "is not a number of wei") from cause
+    if charged_wei != fee_wei:
+        raise VerificationError("settlement.charged_wei", f"is {charged_wei}; the fee of the receipt is {fee_wei}")
+    return Settlement(form.mode, charged_wei, form.reference)
 
 
 def values_of(tensor: Tensor) -> Any:

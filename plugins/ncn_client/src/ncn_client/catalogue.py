@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ncn_framework.digests import manifest_from_json
 from ncn_framework.errors import ModelError, RequestError, UnknownModel, VerificationError
+from ncn_framework.manifests import manifest_from_json
 from ncn_framework.models import ModelManifest
 from ncn_framework.wire.json import ModelJson, encode
 

@@ -1,27 +1,31 @@
-"""The commands ``ncn infer``, ``ncn embed`` and ``ncn verify``. What is slow to import is imported inside them."""
+"""The commands that ask a gateway and check what it answers. What is slow to import is imported inside them."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import click
 
 if TYPE_CHECKING:
+    from ncn_framework.config import Config
+    from ncn_framework.signing import Signer
     from ncn_framework.tensors import TensorSpec
 
     from .answers import Answer
     from .client import Client
+    from .config import ClientSettings
 
-__all__ = ["embed", "infer", "verify"]
+__all__ = ["embed", "infer", "verify", "walkthrough"]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _SHOWN = 5
 """Numbers of a vector that ``ncn embed`` prints."""
 
-_gateway = click.option("--gateway", metavar="URL", help="Gateway to ask; default: setting client.gateway.")
-_timeout = click.option("--timeout", "timeout_s", type=click.FloatRange(0, min_open=True), help="Seconds to wait.")
 _save = click.option(
     "--save", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the proof, for ncn verify."
 )
@@ -37,6 +41,21 @@ def _address(ctx: click.Context, param: click.Parameter, value: str | None) -> b
 
 
 _node = click.option("--node", callback=_address, metavar="ADDRESS", help="Take only this node's answer.")
+_ASKING = (
+    click.option("--payment", type=click.Choice(("voucher", "escrow", "free")), help="Default: as the gateway likes."),
+    click.option("--max-fee", "max_fee_wei", type=click.IntRange(0), metavar="WEI", help="Most that it may cost."),
+    click.option("--wallet", metavar="NAME", help="Wallet whose key signs and pays; default: setting client.wallet."),
+    click.option("--timeout", "timeout_s", type=click.FloatRange(0, min_open=True), help="Seconds to wait."),
+    _node,
+    click.option("--gateway", metavar="URL", help="Gateway to ask; default: setting client.gateway."),
+)
+
+
+def _asking(command: F) -> F:
+    """Add the options of a command that asks a gateway; ``_client`` takes them."""
+    for option in reversed(_ASKING):
+        command = option(command)
+    return command
 
 
 @click.command(short_help="Ask a model; the answer is verified here.")
@@ -45,20 +64,16 @@ _node = click.option("--node", callback=_address, metavar="ADDRESS", help="Take 
 @click.option("--json", "form", type=click.File("rb"), metavar="FILE", help="All inputs as one JSON object; -: stdin.")
 @click.option("--parameter", "-p", "parameters", multiple=True, metavar="NAME=VALUE", help="A parameter.")
 @click.option("--limit-units", type=click.IntRange(1), help="Most units to pay for.")
-@_timeout
-@_node
 @_save
-@_gateway
+@_asking
 def infer(
     model: str,
     inputs: tuple[str, ...],
     form: BinaryIO | None,
     parameters: tuple[str, ...],
     limit_units: int | None,
-    timeout_s: float | None,
-    node: bytes | None,
     save: Path | None,
-    gateway: str | None,
+    **asking: Any,
 ) -> None:
     """Ask MODEL (name or digest) and print its outputs as JSON, one line for each chunk.
 
@@ -74,7 +89,7 @@ def infer(
     from ncn_framework.wire.json import encode, tensor_json
 
     values: dict[str, Any] = _json_object(form.read()) if form else {}
-    with _client(gateway, node, timeout_s) as client:
+    with _client(**asking) as client:
         specs = {spec.name: spec for spec in client.model(model).manifest.inputs}
         for text in inputs:
             name, value = _pair("--input", text)
@@ -92,27 +107,18 @@ def infer(
 @click.argument("texts", nargs=-1, required=True, metavar="TEXT...")
 @click.option("--model", default="minilm", show_default=True, help="Name or digest of a model of embeddings.")
 @click.option("--json", "as_json", is_flag=True, help="Whole vectors, as one JSON list of lists.")
-@_timeout
-@_node
 @_save
-@_gateway
-def embed(
-    texts: tuple[str, ...],
-    model: str,
-    as_json: bool,
-    timeout_s: float | None,
-    node: bytes | None,
-    save: Path | None,
-    gateway: str | None,
-) -> None:
+@_asking
+def embed(texts: tuple[str, ...], model: str, as_json: bool, save: Path | None, **asking: Any) -> None:
     """Embed each TEXT: print the first numbers of its vector, and what proves them.
 
     \b
     ncn embed "a sentence"
     ncn embed "one" "two" --json > vectors.json
+    ncn embed "a sentence" --wallet alice --max-fee 1000000000000000
     ncn embed "a sentence" --save answer.json && ncn verify answer.json
     """
-    with _client(gateway, node, timeout_s) as client:
+    with _client(**asking) as client:
         answer = client.embed(texts, model)
     vectors = answer.vectors
     if as_json:
@@ -146,25 +152,97 @@ def verify(file: BinaryIO, node: bytes | None) -> None:
     click.echo("verified" if node else "verified; any node was accepted, name the one that you trust with --node")
 
 
-def _client(gateway: str | None, node: bytes | None, timeout_s: float | None) -> Client:
+@click.command("test-client", short_help="Walk the whole flow against a running network.")
+@click.option("--model", help="Name or digest; default: the first one that is served, of texts if there is one.")
+@_asking
+def walkthrough(model: str | None, **asking: Any) -> None:
+    """Walk the whole flow against a running network and print each step with what proves it.
+
+    Exit status 0 if every step holds; else 1, with the step and what is wrong there.
+    With --payment escrow, the request is paid on chain between two signatures of the validators.
+
+    \b
+    ncn test-client
+    ncn test-client --payment escrow --wallet alice
+    """
+    from .walkthrough import walk
+
+    with _client(**asking) as client:
+        walk(client, model, lambda line: click.echo(_plain(line)))
+
+
+def _client(
+    payment: str | None,
+    max_fee_wei: int | None,
+    wallet: str | None,
+    timeout_s: float | None,
+    node: bytes | None,
+    gateway: str | None,
+) -> Client:
     """Return a client made of the settings; a domain other than the default is one to insist on."""
     from ncn_framework.config import Config
     from ncn_framework.models import Domain
-    from ncn_framework.signing import Signer
 
     from .client import Client
     from .config import ClientSettings
 
     config = Config()
     settings, domain = config.load(ClientSettings), config.core.domain
-    key = settings.private_key.get_secret_value()
+    signer = _signer(config, settings, wallet)
+    payment = payment or settings.payment or None
+    pay = None
+    if payment == "escrow" and signer is not None:
+        from .paying import chain_payer
+
+        pay = chain_payer(config, signer)
     return Client(
         gateway or settings.gateway,
-        signer=Signer.from_hex(key, "setting client.private_key") if key else None,
+        signer=signer,
+        payer=_payer(settings),
+        payment=payment,
+        max_fee_wei=settings.max_fee_wei if max_fee_wei is None else max_fee_wei,
+        pay=pay,
         domain=None if domain == Domain() else domain,
         node=node,
         timeout_s=timeout_s or settings.timeout_ms / 1000,
     )
+
+
+def _signer(config: Config, settings: ClientSettings, wallet: str | None) -> Signer | None:
+    """Return whose key signs: the wallet of a flag, the key or the wallet of the settings, the development client's."""
+    from ncn_framework.signing import Signer
+
+    from .keys import development_key, open_wallet
+
+    key = settings.private_key.get_secret_value()
+    if key and not wallet:
+        return Signer.from_hex(key, "setting client.private_key")
+    name = wallet or settings.wallet
+    return open_wallet(config.home, name, lambda: _password(settings, name)) if name else development_key(config.home)
+
+
+def _password(settings: ClientSettings, wallet: str) -> str:
+    from ncn_framework.errors import WalletError
+
+    password = settings.wallet_password.get_secret_value()
+    if password:
+        return password
+    try:
+        return str(click.prompt(f"Password of wallet {wallet!r}", hide_input=True, err=True))
+    except click.Abort as cause:
+        raise WalletError(
+            f"the password of wallet {wallet!r} was not typed; type it, or set NCN_WALLET_PASSWORD"
+        ) from cause
+
+
+def _payer(settings: ClientSettings) -> bytes | None:
+    from ncn_framework.errors import ConfigError
+    from ncn_framework.signing import address_from_hex
+
+    try:
+        return address_from_hex(settings.payer) if settings.payer else None
+    except ValueError as cause:
+        raise ConfigError(f"setting client.payer: {cause}") from cause
 
 
 def _write(answer: Answer, path: Path | None) -> None:
@@ -180,12 +258,20 @@ def _write(answer: Answer, path: Path | None) -> None:
 def _summary(answer: Answer) -> list[str]:
     from ncn_framework.signing import address_hex
 
+    from .amounts import shown
+
     receipt, manifest = answer.receipt.receipt, answer.proof.manifest
+    payment = answer.proof.request.payment
+    if answer.voucher is not None:
+        payment += f"; {answer.voucher.cumulative_wei} wei signed in all to {address_hex(answer.voucher.gateway)}"
+    elif answer.settlement is not None and answer.settlement.reference:
+        payment += f"; {_plain(answer.settlement.reference)}"
     return [
         f"model      {_plain(manifest.name)} 0x{receipt.model.hex()}",
         f"node       {address_hex(receipt.node)}",
         f"output     0x{receipt.output_hash.hex()}",
-        f"cost       {receipt.units} units, {receipt.fee_wei} wei; {receipt.finished_ms - receipt.started_ms} ms",
+        f"cost       {receipt.units} units, {shown(receipt.fee_wei)}; {receipt.finished_ms - receipt.started_ms} ms",
+        f"payment    {payment}",
         f"signature  ok, {len(answer.receipt.signatures)} on the receipt",
     ]
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Plugin:
-    """Adds ``ncn infer``, ``ncn embed`` and ``ncn verify``; takes no part in a request's life."""
+    """Adds ``ncn infer``, ``embed``, ``verify`` and ``test-client``; takes no part in a request's life."""
 
     roles = ()
 
@@ -25,9 +25,9 @@ class Plugin:
 
     @hookimpl
     def ncn_commands(self) -> Iterable[click.Command]:
-        from .commands import embed, infer, verify
+        from .commands import embed, infer, verify, walkthrough
 
-        return (infer, embed, verify)
+        return (infer, embed, verify, walkthrough)
 
     @hookimpl
     def ncn_settings(self) -> type[ClientSettings]:

@@ -1,18 +1,16 @@
 """What is said to a gateway and what is believed of its replies; no network here.
 
-A gateway is not trusted: request ids and hashes are computed here, and an answer is checked down to the node's
-signature before it is handed on.
+A gateway is not trusted: request ids and hashes are computed here, an answer is checked down to the node's signature
+before it is handed on, and no voucher allows more than the client has been served for or may be.
 """
 
 from __future__ import annotations
 
-import math
 import secrets
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Any, TypedDict
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -21,97 +19,59 @@ from ncn_framework.errors import (
     ConfigError,
     InvalidTensor,
     MalformedRequest,
+    NcnError,
     OutputRejected,
+    PaymentRequired,
+    StageTimeout,
+    TaskEnded,
     UnknownModel,
+    UnknownTask,
     VerificationError,
+    error_from_code,
 )
-from ncn_framework.models import ANONYMOUS, FREE, Domain, InferenceRequest, Parameter, Settlement
+from ncn_framework.models import ANONYMOUS, FREE, Domain, InferenceRequest
+from ncn_framework.payments import ESCROW, VOUCHER, EscrowTerms, PaymentDue, Voucher
 from ncn_framework.proof import Proof, verify
-from ncn_framework.signing import Signer, address_from_hex, address_hex
-from ncn_framework.wire.json import (
-    AnswerJson,
-    StatusJson,
-    SubmitJson,
-    encode,
-    hash_bytes,
-    tensor_json,
-)
+from ncn_framework.signing import address_hex
+from ncn_framework.states import TERMINAL, State
+from ncn_framework.wire.json import AnswerJson, StatusJson, encode
+from ncn_framework.wire.json_payments import ConfirmationJson, payment_from_json
 
-from .answers import Answer
+from .answers import Answer, settlement_of
 from .catalogue import Catalogue, CatalogueJson, Model
-from .exchange import Call, Exchange, content_of, decoded
+from .channel import Channel, Standing
+from .escrow import check_due
+from .events import Move, Moves
+from .exchange import Call, Exchange, Paying, Reply, content_of, decoded, printable
 from .inputs import Inputs, tensors_of
+from .network import Network, NetworkJson, no_key, payment_mode
+from .requests import (
+    Named,
+    Options,
+    Prepared,
+    Task,
+    body,
+    id_of,
+    milliseconds,
+    now_ms,
+    number,
+    parameter,
+    prepared_of,
+    units_within,
+)
+from .vouchers import Spending, Vouchers
 
-__all__ = ["LIMIT_UNITS", "Options", "Prepared", "Session", "Task"]
+__all__ = ["Session"]
 
-LIMIT_UNITS = 1_000_000
-"""Most units to pay for, where the caller names none."""
+T = TypeVar("T")
 
 _GRACE_S = 5.0
 """How much longer than the deadline to wait, so that the gateway's own error arrives."""
 
-_MAX_TIMEOUT_S = 366 * 86_400
+_MOST_STREAMS = 100
+"""Streams of events to open for one task, whose connections something on the way cuts."""
 
 _TASKS = "/api/v1/inference"
-
-
-class Options(TypedDict, total=False):
-    """What may be said of a request beside its model and inputs.
-
-    Attributes:
-        parameters: name to scalar.
-        limit_units: most units to pay for; 1,000,000 where not said.
-        timeout_s: the deadline, from now; the client's where not said.
-        deadline_ms: the deadline in milliseconds since the epoch, instead of ``timeout_s``.
-        nonce: 32 bytes, instead of random ones; with the same nonce everything else must be the same too.
-        payment: mode of payment; ``free`` where not said.
-    """
-
-    parameters: Mapping[str, Parameter]
-    limit_units: int
-    timeout_s: float
-    deadline_ms: int
-    nonce: bytes
-    payment: str
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A complete request: hashed, signed where the client has a key, not yet sent.
-
-    Sent twice it is executed once, and the second time gives the first answer.
-    """
-
-    model: Model
-    request: InferenceRequest
-    domain: Domain
-
-    @property
-    def id(self) -> str:
-        """The request's id, 0x-hex."""
-        return "0x" + self.request.request_id.hex()
-
-
-@dataclass(frozen=True)
-class Task:
-    """A request that the gateway accepted, and where it stood then."""
-
-    prepared: Prepared
-    status: StatusJson
-
-    @property
-    def id(self) -> str:
-        """The request's id, 0x-hex."""
-        return self.prepared.id
-
-
-Named = Task | Prepared | bytes | str
-"""What names a request: itself, or its id as 32 bytes or 0x-hex."""
-
-
-class _NetworkJson(msgspec.Struct):
-    chain_id: int
-    contract: str
 
 
 class _Settled(msgspec.Struct):
@@ -125,35 +85,41 @@ class Session:
 
     Args:
         gateway: URL, http or https.
-        signer: signs requests; None asks anonymously.
+        spending: how to pay.
         domain: that signatures are bound to; None takes what the gateway says at first.
         node: address of the only node whose answers are taken; None takes any node's.
         timeout_s: deadline of requests that name none.
     """
 
     def __init__(
-        self, gateway: str, signer: Signer | None, domain: Domain | None, node: bytes | None, timeout_s: float
+        self, gateway: str, spending: Spending, domain: Domain | None, node: bytes | None, timeout_s: float
     ) -> None:
         if not gateway.startswith(("http://", "https://")):
             raise ConfigError(f"gateway {gateway!r} is not a URL; write http://host:port or https://host")
+        if spending.payer is not None and spending.signer is None:
+            raise ConfigError(f"payer {address_hex(spending.payer)} needs a signer: the session key of its channel")
         self.gateway = gateway.rstrip("/")
-        self.signer, self.node, self.timeout_s = signer, node, timeout_s
+        self.spending, self.node, self.timeout_s = spending, node, timeout_s
         self._domain = domain
+        self._network: Network | None = None
         self._catalogue: Catalogue | None = None
+        self._vouchers = Vouchers(spending)
+        self._paid: dict[EscrowTerms, bytes] = {}  # to the transaction
 
     # --- the network ---
+
+    def network(self) -> Exchange[Network]:
+        """Return what the gateway said of itself at first."""
+        network = self._network
+        if network is None:
+            call = Call("GET", "/api/v1/network")
+            network = self._network = Network.from_json(decoded(call, (yield call), NetworkJson))
+        return network
 
     def domain(self) -> Exchange[Domain]:
         """Return the pinned domain, or the one that the gateway named first."""
         if self._domain is None:
-            call = Call("GET", "/api/v1/network")
-            form = decoded(call, (yield call), _NetworkJson)
-            if not 0 < form.chain_id < 2**64:
-                raise VerificationError("chain_id", f"is {form.chain_id}, outside 1 to 2^64-1")
-            try:
-                self._domain = Domain(form.chain_id, address_from_hex(form.contract))
-            except ValueError as cause:
-                raise VerificationError("contract", str(cause)) from cause
+            self._domain = (yield from self.network()).domain
         return self._domain
 
     def models(self) -> Exchange[tuple[Model, ...]]:
@@ -181,6 +147,7 @@ class Session:
 
     def prepare(self, model: str | bytes, inputs: Inputs, options: Options) -> Exchange[Prepared]:
         """Return the complete request."""
+        spending = self.spending
         found = yield from self.model(model)
         domain = yield from self.domain()
         nonce = options.get("nonce")
@@ -188,38 +155,59 @@ class Session:
             raise MalformedRequest(f"the nonce has {len(nonce)} bytes; it must have 32")
         deadline_ms = options.get("deadline_ms")
         if deadline_ms is None:
-            deadline_ms = _now_ms() + _milliseconds(options.get("timeout_s", self.timeout_s))
+            deadline_ms = now_ms() + milliseconds(options.get("timeout_s", self.timeout_s))
+        pay = options.get("pay", spending.pay)
+        payment = options.get("payment") or spending.payment
+        if payment is None:
+            modes = (yield from self.network()).modes
+            payment = payment_mode(modes, has_key=spending.signer is not None, can_pay=pay is not None)
+        elif payment != FREE and spending.signer is None:
+            raise no_key(f"payment mode {payment!r} needs a signature")
+        max_fee_wei = options.get("max_fee_wei", spending.max_fee_wei)
         request = InferenceRequest(
             model=found.digest,
             inputs=tensors_of(inputs, found.manifest.inputs),
             nonce=nonce or secrets.token_bytes(32),
-            limit_units=_number("limit_units", options.get("limit_units", LIMIT_UNITS), least=1),
-            deadline_ms=_number("deadline_ms", deadline_ms, least=1),
-            parameters={name: _parameter(name, value) for name, value in options.get("parameters", {}).items()},
-            client=self.signer.address if self.signer else ANONYMOUS,
-            payment=options.get("payment", FREE),
+            limit_units=units_within(found.manifest, payment, options.get("limit_units"), max_fee_wei),
+            deadline_ms=number("deadline_ms", deadline_ms, least=1),
+            parameters={name: parameter(name, value) for name, value in options.get("parameters", {}).items()},
+            client=spending.signer.address if spending.signer else ANONYMOUS,
+            payment=payment,
         )
-        if self.signer:
-            request = replace(request, signature=self.signer.sign(request_digest(domain, request)).value)
-        return Prepared(found, request, domain)
+        if spending.signer:
+            request = replace(request, signature=spending.signer.sign(request_digest(domain, request)).value)
+        return Prepared(found, request, domain, pay)
 
     def send(self, prepared: Prepared) -> Exchange[Answer]:
-        """Send a request and return its answer, verified."""
-        left_s = max(0.0, (prepared.request.deadline_ms - _now_ms()) / 1000)
-        call = Call("POST", _TASKS, _body(prepared), left_s + _GRACE_S)
+        """Send a request and return its answer, verified; pay for it, where that is due before it is executed."""
+        if prepared.request.payment == ESCROW:
+            return (yield from self._send_into_escrow(prepared))
+
+        def take(call: Call, reply: Reply, voucher: Voucher | None) -> Answer:
+            return self._answer(prepared, decoded(call, reply, AnswerJson), voucher)
+
         try:
-            form = decoded(call, (yield call), AnswerJson)
+            return (yield from self._post(prepared, _TASKS, prepared.left_s + _GRACE_S, take))
         except UnknownModel:
             self._catalogue = None  # it was served when it was looked up
             raise
-        return self._answer(prepared, form)
 
     def submit(self, prepared: Prepared) -> Exchange[Task]:
-        """Send a request without waiting for its answer."""
-        call = Call("POST", f"{_TASKS}?async=1", _body(prepared))
-        status = decoded(call, (yield call), StatusJson)
-        _same("id", status.id, prepared.id)
-        return Task(prepared, status)
+        """Send a request without waiting for its answer; in mode ``escrow``, wait until it is known what to pay."""
+        if prepared.request.payment == ESCROW:
+            found = yield from self._open(prepared)
+            if isinstance(found, Task):
+                return found
+            receipt = found.receipt.receipt
+            settled = StatusJson(
+                prepared.id, State.SETTLED, "0x" + receipt.model.hex(), receipt.started_ms, receipt.finished_ms
+            )
+            return Task(prepared, settled)
+
+        def take(call: Call, reply: Reply, voucher: Voucher | None) -> Task:
+            return Task(prepared, self._status(prepared, decoded(call, reply, StatusJson)), voucher)
+
+        return (yield from self._post(prepared, f"{_TASKS}?async=1", 10.0, take))
 
     def infer(self, model: str | bytes, inputs: Inputs, options: Options) -> Exchange[Answer]:
         """Prepare and send."""
@@ -237,6 +225,83 @@ class Session:
             raise OutputRejected(f"model {model!r} gave {have} vectors for {len(texts)} texts")
         return answer
 
+    def _post(
+        self, prepared: Prepared, path: str, timeout_s: float, take: Callable[[Call, Reply, Voucher | None], T]
+    ) -> Exchange[T]:
+        """Send a request, with a voucher in that mode, and return what ``take`` makes of the reply."""
+        if prepared.request.payment != VOUCHER:
+            call = Call("POST", path, body(prepared, None), timeout_s)
+            return take(call, (yield call), None)
+        channel = yield from self._channel(prepared.domain)
+        try:
+            return (yield from self._vouchers.post(channel, prepared, path, timeout_s, take))
+        except (MalformedRequest, VerificationError):
+            self._network = None  # another gateway may have taken over the address: look again before the next voucher
+            raise
+
+    def _channel(self, domain: Domain) -> Exchange[Channel]:
+        return self._vouchers.channel((yield from self.network()).gateway, domain)
+
+    def standing(self) -> Exchange[Standing]:
+        """Return how the client's channel with the gateway stands."""
+        return (yield from self._vouchers.ask((yield from self._channel((yield from self.domain())))))
+
+    # --- escrow ---
+
+    def _send_into_escrow(self, prepared: Prepared) -> Exchange[Answer]:
+        found = yield from self._open(prepared)
+        if isinstance(found, Answer):
+            return found
+        due: PaymentDue | None = None
+        if found.status.state == State.AWAITING_PAYMENT:
+            transaction = yield from self.pay(found)
+            yield from self.confirm(found, transaction)
+            due = yield from self.payment_due(found)
+        answer = yield from self.wait(prepared)
+        if due is not None and answer.receipt.receipt.node != due.terms.node:
+            raise VerificationError("receipt.node", f"is another than {address_hex(due.terms.node)}, which was paid")
+        return answer
+
+    def _open(self, prepared: Prepared) -> Exchange[Answer | Task]:
+        """Send a request that is paid on chain; return what is due for it, or its answer where it has settled."""
+        call = Call("POST", _TASKS, body(prepared, None), prepared.left_s + _GRACE_S)
+        reply = yield call
+        if bytes(decoded(call, reply, _Settled).receipt):
+            return self._answer(prepared, decoded(call, reply, AnswerJson))
+        return Task(prepared, self._status(prepared, decoded(call, reply, StatusJson)))
+
+    def pay(self, task: Task) -> Exchange[bytes]:
+        """Pay what is due for a task, once it is checked and unless that was done; return the transaction's hash."""
+        try:
+            due = yield from self.payment_due(task)
+            if due.terms not in self._paid:
+                if task.prepared.pay is None:
+                    raise PaymentRequired("mode 'escrow' is paid on chain; give a function that does so (pay)")
+                self._paid[due.terms] = (yield Paying(task.prepared.pay, due)).content
+            return self._paid[due.terms]
+        except Exception:
+            with suppress(NcnError):  # nobody will pay: let the node go; what was paid is refunded
+                yield from self.cancel(task)
+            raise
+
+    def payment_due(self, task: Task) -> Exchange[PaymentDue]:
+        """Return what is to be paid for a task that awaits payment, checked."""
+        form, gateway = task.status.payment, (yield from self.network()).gateway
+        if form is None:
+            raise TaskEnded(f"task {task.id} is {task.status.state}; nothing is to be paid")
+        try:
+            due = payment_from_json(form)
+        except MalformedRequest as cause:
+            raise VerificationError("payment", str(cause)) from cause
+        check_due(due, task.prepared, gateway=gateway, node=self.node)
+        return due
+
+    def confirm(self, task: Task, transaction: bytes) -> Exchange[StatusJson]:
+        """Tell the gateway in which transaction a task was paid."""
+        content = encode(ConfirmationJson("0x" + transaction.hex()))
+        call = Call("POST", f"{_TASKS}/{task.id}/payment", content, task.prepared.left_s + _GRACE_S)
+        return self._status(task, decoded(call, (yield call), StatusJson))
+
     # --- tasks ---
 
     def get(self, named: Named) -> Exchange[Answer | StatusJson]:
@@ -244,95 +309,80 @@ class Session:
 
         By its id alone, the task's inputs and parameters are what the gateway says they were.
         """
-        call = Call("GET", f"{_TASKS}/{_id(named)}?encoding=base64")
+        call = Call("GET", f"{_TASKS}/{id_of(named)}?encoding=base64")
         reply = yield call
-        if not bytes(decoded(call, reply, _Settled).receipt):
-            status = decoded(call, reply, StatusJson)
-            _same("id", status.id, _id(named))
-            return status
+        try:
+            settled = bytes(decoded(call, reply, _Settled).receipt)
+        except UnknownTask:
+            self._over(named)
+            raise
+        if not settled:
+            return self._status(named, decoded(call, reply, StatusJson))
         form = decoded(call, reply, AnswerJson)
-        prepared = _prepared(named)
+        prepared = prepared_of(named)
         if prepared is not None:
             return self._answer(prepared, form)
-        return Answer((yield from self.proof(named)), _settlement(form))
+        return self._proved((yield from self.proof(named)), form)
+
+    def wait(self, named: Named) -> Exchange[Answer]:
+        """Return the verified answer of a task once it has settled; raise its error where it failed."""
+        for _ in range(_MOST_STREAMS):
+            yield from self.moves(named)
+            found = yield from self.get(named)
+            if isinstance(found, Answer):
+                return found
+            if found.state in TERMINAL:
+                raise _error_of(found)
+        raise StageTimeout(f"task {id_of(named)} goes on, but the gateway ends every stream of its events")
+
+    def moves(self, named: Named) -> Exchange[list[Move]]:
+        """Return the moves of a task once it rests."""
+        prepared, moves = prepared_of(named), Moves()
+        left_s = self.timeout_s if prepared is None else prepared.left_s
+        call = Call("GET", f"{_TASKS}/{id_of(named)}", timeout_s=left_s + _GRACE_S, feed=moves.feed)
+        content_of(call, (yield call))
+        return moves.found
 
     def cancel(self, named: Named) -> Exchange[StatusJson]:
         """Ask the gateway to cancel a task; return where it stands."""
-        call = Call("DELETE", f"{_TASKS}/{_id(named)}")
-        status = decoded(call, (yield call), StatusJson)
-        _same("id", status.id, _id(named))
-        return status
+        call = Call("DELETE", f"{_TASKS}/{id_of(named)}")
+        return self._status(named, decoded(call, (yield call), StatusJson))
 
     def proof(self, named: Named) -> Exchange[Proof]:
         """Return the proof of a settled task, verified."""
         domain = yield from self.domain()
-        call = Call("GET", f"{_TASKS}/{_id(named)}/receipt")
+        call = Call("GET", f"{_TASKS}/{id_of(named)}/receipt")
         proof = verify(content_of(call, (yield call)), node=self.node)
-        _same("receipt.request_id", "0x" + proof.request.request_id.hex(), _id(named))
+        _same("receipt.request_id", "0x" + proof.request.request_id.hex(), id_of(named))
         if proof.domain != domain:
             raise VerificationError("domain", f"is {_shown(proof.domain)}, not this network's, {_shown(domain)}")
-        prepared = _prepared(named)
+        prepared = prepared_of(named)
         if prepared is not None:
             _same("receipt.request_hash", proof.request.request_hash.hex(), prepared.request.request_hash.hex())
         return proof
 
-    def _answer(self, prepared: Prepared, form: AnswerJson) -> Answer:
+    def _answer(self, prepared: Prepared, form: AnswerJson, voucher: Voucher | None = None) -> Answer:
         """Return the answer in ``form`` once it is proved to answer this very request."""
         _same("id", form.id, prepared.id)
         proof = Proof.from_answer(prepared.domain, prepared.model.manifest, prepared.request, form)
         proof.check(node=self.node)
-        return Answer(proof, _settlement(form))
+        return self._proved(proof, form, voucher)
 
+    def _proved(self, proof: Proof, form: AnswerJson, voucher: Voucher | None = None) -> Answer:
+        """Return a proved answer, once what was charged is what the node's receipt says, and count that."""
+        answer = Answer(proof, settlement_of(form.settlement, proof), voucher)
+        self._vouchers.settle(proof)
+        return answer
 
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
+    def _status(self, named: Named, status: StatusJson) -> StatusJson:
+        """Return the status of this very task; one that failed is not charged."""
+        _same("id", status.id, id_of(named))
+        if status.state in TERMINAL and status.state != State.SETTLED:
+            self._over(named)
+        return status
 
-
-def _milliseconds(timeout_s: float) -> int:
-    if not 0 < timeout_s <= _MAX_TIMEOUT_S:
-        raise MalformedRequest(f"timeout_s is {timeout_s}; it must lie between 0 and {_MAX_TIMEOUT_S}")
-    return int(timeout_s * 1000)
-
-
-def _number(name: str, value: int, least: int) -> int:
-    if not least <= value < 2**63:
-        raise MalformedRequest(f"{name} is {value}; it must lie between {least} and 2^63-1")
-    return value
-
-
-def _parameter(name: str, value: Parameter) -> Parameter:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise MalformedRequest(f"parameter {name!r} is {value}, which JSON cannot hold; leave it out")
-    return value if isinstance(value, bool | float | str) else _number(f"parameter {name!r}", value, least=-(2**63))
-
-
-def _body(prepared: Prepared) -> bytes:
-    request = prepared.request
-    anonymous = request.client == ANONYMOUS
-    return encode(
-        SubmitJson(
-            model="0x" + request.model.hex(),
-            inputs=[tensor_json(tensor, "base64") for tensor in request.inputs],
-            parameters=dict(request.parameters),
-            client=None if anonymous else address_hex(request.client),
-            nonce="0x" + request.nonce.hex(),
-            limit_units=request.limit_units,
-            deadline_ms=request.deadline_ms,
-            payment=request.payment,
-            signature=None if anonymous else "0x" + request.signature.hex(),
-            encoding="base64",
-        )
-    )
-
-
-def _prepared(named: Named) -> Prepared | None:
-    return named.prepared if isinstance(named, Task) else named if isinstance(named, Prepared) else None
-
-
-def _id(named: Named) -> str:
-    if isinstance(named, Task | Prepared):
-        return named.id
-    return "0x" + (named if isinstance(named, bytes) else hash_bytes(named, "the request's id")).hex()
+    def _over(self, named: Named) -> None:
+        self._vouchers.release(bytes.fromhex(id_of(named)[2:]))
 
 
 def _same(where: str, have: str, want: str) -> None:
@@ -340,11 +390,10 @@ def _same(where: str, have: str, want: str) -> None:
         raise VerificationError(where, f"the gateway answers for {have[:80]!r}, not for {want}")
 
 
-def _settlement(form: AnswerJson) -> Settlement:
-    charged = form.settlement.charged_wei
-    if not (charged.isascii() and charged.isdecimal() and len(charged) < 30):
-        raise VerificationError("settlement.charged_wei", "is not a number of wei")
-    return Settlement(form.settlement.mode, int(charged), form.settlement.reference)
+def _error_of(status: StatusJson) -> NcnError:
+    if status.error is None:
+        return TaskEnded(f"task {status.id} is {printable(status.state)}, and the gateway does not say why")
+    return error_from_code(status.error.code, printable(status.error.detail))
 
 
 def _shown(domain: Domain) -> str:
