@@ -1,0 +1,92 @@
+"""The payments plugin's answers to the hooks: translate and delegate."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Iterable
+from contextlib import AbstractAsyncContextManager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from ncn_framework import hookimpl
+
+if TYPE_CHECKING:
+    import click
+    from starlette.routing import BaseRoute
+
+    from ncn_framework.models import Event, InferenceRequest, ModelManifest, Route, Settlement, SignedReceipt
+    from ncn_framework.node import Node
+    from ncn_framework.payments import PaymentConfirmation, PaymentDue, Quorum, Statement
+    from ncn_framework.signing import Signer
+
+    from .config import PaymentsSettings
+    from .service import Payments
+
+
+class Plugin:
+    """Holds, charges and settles fees: vouchers, escrows, one-off payments; in a compute node, keeps its books."""
+
+    roles = ("gateway", "compute")
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+
+    @cached_property
+    def payments(self) -> Payments:
+        from .service import Payments
+
+        return Payments(self.node)
+
+    @hookimpl
+    def ncn_check(self, request: InferenceRequest, manifest: ModelManifest) -> Awaitable[None] | None:
+        return self.payments.check(request, manifest)
+
+    @hookimpl
+    def ncn_reserve(self, request: InferenceRequest, route: Route) -> AbstractAsyncContextManager[Any] | None:
+        return self.payments.reserve(request, route)
+
+    @hookimpl
+    def ncn_settle(self, receipt: SignedReceipt, request: InferenceRequest) -> Awaitable[Settlement] | None:
+        return self.payments.settle(receipt, request)
+
+    @hookimpl
+    def ncn_confirm_payment(self, confirmation: PaymentConfirmation) -> Awaitable[None] | None:
+        return self.payments.confirm(confirmation)
+
+    @hookimpl
+    def ncn_pay(self, due: PaymentDue, signer: Signer) -> Awaitable[bytes] | None:
+        from ncn_framework.config import Config
+
+        from .paying import pay_due
+
+        config = Config()
+        return pay_due(config, due, signer) if due.chain_id == config.core.chain_id else None
+
+    @hookimpl(trylast=True)
+    def ncn_endorse(self, statement: Statement) -> Awaitable[Quorum] | None:
+        return self.payments.endorse(statement)
+
+    @hookimpl
+    def ncn_event(self, event: Event) -> None:
+        self.payments.event(event)
+
+    @hookimpl
+    def ncn_http_routes(self) -> Iterable[BaseRoute]:
+        return self.payments.routes()
+
+    @hookimpl(tryfirst=True)  # the chain is known, and its contract bound, before anybody is served
+    def ncn_serve(self) -> AbstractAsyncContextManager[Any]:
+        return self.payments.serve()
+
+    @hookimpl
+    def ncn_settings(self) -> type[PaymentsSettings]:
+        from .config import PaymentsSettings
+
+        return PaymentsSettings
+
+    @hookimpl
+    def ncn_commands(self) -> Iterable[click.Command]:
+        from .commands.chain import chain
+        from .commands.payments import payments
+        from .commands.wallet import wallet
+
+        return (wallet, payments, chain)
