@@ -4,7 +4,7 @@ PYTHON ?= python3
 export HATCH_DATA_DIR := $(CURDIR)/.hatch
 HATCH := .venv/bin/hatch
 
-.PHONY: demo test shell check fix clean
+.PHONY: demo test contracts shell check fix clean
 
 demo: $(HATCH)  ## Start the network in one process, ask it one question, stay up until Ctrl-C.
 	@$(HATCH) run demo
@@ -12,6 +12,9 @@ demo: $(HATCH)  ## Start the network in one process, ask it one question, stay u
 test: $(HATCH)  ## Install what the tests need, then every check: format, lint, types, imports, tests.
 	@$(HATCH) run python tests/prepare.py
 	@$(HATCH) run check
+
+contracts:  ## Build and test the contracts (npm brings the toolchain); write the gas snapshot and the artifacts.
+	@cd contracts && npm ci --no-audit --no-fund && npm run build && npm test && npm run snapshot && npm run artifacts
 
 shell: $(HATCH)  ## Open a shell with ncn on the PATH.
 	@$(HATCH) shell

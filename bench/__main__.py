@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from . import overhead, routing, startup
+from . import gas, overhead, payments, routing, startup
 
-BENCHMARKS = {"overhead": overhead, "routing": routing, "startup": startup}
+BENCHMARKS = {"gas": gas, "overhead": overhead, "payments": payments, "routing": routing, "startup": startup}
 
 
 def main() -> None:

@@ -12,7 +12,9 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 __all__ = ["Load", "Result", "cpu_s", "drive"]
@@ -28,6 +30,8 @@ class Load:
         body: the HTTP body; for gRPC, the same request in JSON, converted once.
         concurrency: requests in flight.
         seconds: how long, after ``warm_up`` requests for each in flight.
+        key: file of the client's key; with one, each request is a new and signed one, made within the time measured.
+        payment: mode of those.
     """
 
     protocol: str
@@ -37,6 +41,8 @@ class Load:
     seconds: float
     warm_up: int = 20
     path: str = "/api/v1/inference"
+    key: str = ""
+    payment: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,10 +89,10 @@ def drive(load: Load) -> Result:
 
 
 class _Http(asyncio.Protocol):
-    """One keep-alive connection that sends the same request again and again."""
+    """One keep-alive connection that sends a request whenever the one before is answered."""
 
-    def __init__(self, request: bytes) -> None:
-        self.request, self.buffer = request, b""
+    def __init__(self, path: str, body: Callable[[], bytes]) -> None:
+        self.path, self.body, self.buffer = path.encode(), body, b""
         self.waiter: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -112,20 +118,25 @@ class _Http(asyncio.Protocol):
 
     async def ask(self) -> None:
         self.waiter = asyncio.get_running_loop().create_future()
-        self.transport.write(self.request)
+        body = self.body()
+        self.transport.write(
+            b"POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+            % (self.path, len(body), body)
+        )
         await self.waiter
 
 
 async def _http_askers(load: Load) -> list[Any]:
-    body = load.body.encode()
-    head = (
-        f"POST {load.path} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
+    same = load.body.encode()
+    body: Callable[[], bytes] = lambda: same  # noqa: E731 - or the payer's method
+    if load.key:
+        from .payer import Payer
+
+        body = Payer.of(f"http://127.0.0.1:{load.port}", Path(load.key), load.body, load.payment).body
     loop = asyncio.get_running_loop()
     made = []
     for _ in range(load.concurrency):
-        _, protocol = await loop.create_connection(lambda: _Http(head.encode() + body), "127.0.0.1", load.port)
+        _, protocol = await loop.create_connection(lambda: _Http(load.path, body), "127.0.0.1", load.port)
         made.append(protocol.ask)
     return made
 

@@ -99,6 +99,8 @@ class Network:
             "NCN_GATEWAY_GRPC_PORT": str(self.grpc_port),
             "GATEWAY_ADDR": f"127.0.0.1:{self.grpc_port}",
             "NCN_CLIENT_GATEWAY": f"http://127.0.0.1:{self.http_port}",
+            "NCN_PAYMENTS_EMBEDDED_URL": f"http://127.0.0.1:{self.http_port}/chain",
+            "NCN_GATEWAY_PAYMENT_MODES": "free,voucher,escrow,exact",
             "NCN_LOG_LEVEL": "WARNING",
             **(extra or {}),
         }
@@ -154,10 +156,13 @@ class Network:
 
 @contextmanager
 def network(
-    home: Path, models: Path, roles: tuple[tuple[str, ...], ...] = (("gateway",), ("compute",))
+    home: Path,
+    models: Path,
+    roles: tuple[tuple[str, ...], ...] = (("gateway",), ("compute",)),
+    extra: Mapping[str, str] | None = None,
 ) -> Iterator[Network]:
     """Run one process for each tuple of ``roles`` until the context is left; entered when the gateway is ready."""
-    running = Network(home, models)
+    running = Network(home, models, extra=extra)
     began = time.perf_counter()
     try:
         for names in roles:

@@ -1,4 +1,4 @@
-"""``make demo``: start the network in one process, ask it one question, check the answer, and stay up.
+"""``make demo``: start the network in one process, ask it one paid question, check the answer, settle, and stay up.
 
 Every step is a command that a person could type; this only prints it first.
 """
@@ -52,10 +52,13 @@ def main() -> None:
         else:
             raise SystemExit(network.wait())
         print(f"(ready {time.monotonic() - began:.1f} s after process start)", flush=True)
+        show("payments", "deposit", "5", "--gateway", http)
         show("embed", QUESTION, "--gateway", http, "--save", str(PROOF))
         show("verify", str(PROOF))
-        print("\nAsk again, with curl alone:\n")
-        body = f'{{"model": "minilm", "inputs": [{{"name": "text", "data": ["{QUESTION}"]}}]}}'
+        show("payments", "settle", "--gateway", http)
+        show("payments", "balance", "--gateway", http)
+        print("\nAsk again, with curl alone (for nothing, which a development network allows):\n")
+        body = f'{{"model": "minilm", "inputs": [{{"name": "text", "data": ["{QUESTION}"]}}], "payment": "free"}}'
         print(f"curl -s {http}/api/v1/inference -H 'Content-Type: application/json' -d '{body}'\n")
         print("The network stays up; Ctrl-C stops it.", flush=True)
         raise SystemExit(network.wait())

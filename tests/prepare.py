@@ -13,7 +13,11 @@ import sys
 from pathlib import Path
 
 # command that must be there, Debian package that brings it, which tests want it
-NEEDED = (("curl", "curl", "the commands that the documents show"),)
+NEEDED = (
+    ("curl", "curl", "the commands that the documents show"),
+    ("npm", "npm", "the contracts' compiler and tests, and a second kind of chain (anvil)"),
+)
+CONTRACTS = Path("contracts")
 
 
 def main() -> None:
@@ -29,11 +33,22 @@ def main() -> None:
         if not shutil.which(command):
             missing.append(command)
             print(f"left out: {purpose}; there is no {command}, and it cannot be installed here", file=sys.stderr)
+    if "npm" not in missing and not installed():
+        print("installing the contracts' toolchain (npm ci in contracts/)", flush=True)
+        if subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=CONTRACTS, check=False).returncode:
+            missing.append("contracts")
+            print("left out: the contracts' tests; npm could not install what they need", file=sys.stderr)
     report = Path(".ncn/missing")
     report.parent.mkdir(exist_ok=True)
     report.write_text("".join(f"{command}\n" for command in missing))
     if missing and os.environ.get("TESTS_SKIP") == "forbid":
         sys.exit(f"not installed: {', '.join(missing)}; TESTS_SKIP=forbid makes that a failure")
+
+
+def installed() -> bool:
+    """Return whether what npm installed is what the lock file says."""
+    done = CONTRACTS / "node_modules" / ".package-lock.json"
+    return done.exists() and done.stat().st_mtime >= (CONTRACTS / "package-lock.json").stat().st_mtime
 
 
 if __name__ == "__main__":

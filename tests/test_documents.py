@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 
 from bench.network import Network
+from ncn_framework.digests import TYPES
 from ncn_framework.errors import TABLE
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +33,7 @@ DOCUMENTS = sorted(
     for path in ROOT.glob(pattern)
     if path.name != "CHANGELOG.md"
 )
-INSIDE = re.compile(r"make (test|check)$|hatch run (check|fix|format|lint|types|imports|generated|test)$")
+INSIDE = re.compile(r"make (test|check|contracts)$|hatch run (check|fix|format|lint|types|imports|generated|test)$")
 MISSING = ROOT / ".ncn" / "missing"
 
 
@@ -90,7 +91,7 @@ def test_commands(document: Path, tmp_path: Path) -> None:
     need("curl")
     network = Network(tmp_path / "home", tmp_path / "unused")
     environment = network.environment | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    del environment["MODEL_PATH"]
+    del environment["MODEL_PATH"], environment["NCN_GATEWAY_PAYMENT_MODES"]
     ports = {"8080": network.http_port, "9000": environment["NCN_GATEWAY_WEBSOCKET_PORT"], "50051": network.grpc_port}
     started: list[str] = []
     _put_files(document, tmp_path)
@@ -119,7 +120,13 @@ def test_commands(document: Path, tmp_path: Path) -> None:
 def _run(command: str, folder: Path, environment: dict[str, str]) -> str:
     if command.startswith("hatch run bench"):  # a short run shows that it works; the figures want a quiet machine
         name = command.split()[3]
-        quick = {"overhead": "--seconds 0.2 --concurrency 2 --workload W1", "startup": "--runs 1", "routing": ""}
+        quick = {
+            "gas": "",
+            "overhead": "--seconds 0.2 --concurrency 2 --workload W1",
+            "payments": "--seconds 0.2 --rounds 1 --settle 2",
+            "routing": "",
+            "startup": "--runs 1",
+        }
         command = f"{sys.executable} -m bench {name} {quick[name]}"
     done = subprocess.run(
         ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
@@ -170,16 +177,24 @@ def test_error_table_is_the_code() -> None:
     assert rows == expected
 
 
+def test_signed_types_are_the_code() -> None:
+    text = (ROOT / "docs" / "protocol.md").read_text()
+    rows = re.findall(r"^\| `(\w+\(\w+ .*?\))` \| ", text, re.MULTILINE)
+    assert rows == [types for name, types in TYPES.items() if name != "EIP712Domain"]
+
+
 @pytest.mark.e2e
 def test_readme_python(tmp_path: Path) -> None:
     network = Network(tmp_path / "home", tmp_path / "unused")
-    del network.environment["MODEL_PATH"]
+    del network.environment["MODEL_PATH"], network.environment["NCN_GATEWAY_PAYMENT_MODES"]
     try:
         network.start()
         network.wait_ready()
         (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
         code = code.replace("http://127.0.0.1:8080", network.url)
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=network.environment, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
     finally:
         network.close()
