@@ -174,9 +174,7 @@ class Lifecycle:
             NoHandlerError: no plugin reaches validators.
         """
         found = self._hook.ncn_endorse(statement=statement)
-        kind = type(statement).__name__
-        quorum: Quorum = await _required(found, "ncn_endorse", kind)
-        return quorum
+        return await _required(found, "ncn_endorse", type(statement).__name__)  # type: ignore[no-any-return]
 
     async def register(self, record: Record) -> None:
         """Check a record and publish it through every plugin.
