@@ -124,6 +124,21 @@ async def test_a_request_that_is_sent_again_is_booked_once(ledger: Ledger) -> No
     assert [owed.fee_wei for owed in ledger.unsettled()] == [60, 40]
 
 
+async def test_requests_in_flight_share_no_unit(ledger: Ledger) -> None:
+    """A gateway that shows one voucher for many requests at once is found out."""
+    books, voucher = Books(DOMAIN, ledger), make_voucher(100)
+    first, second, third = (books.lease(a_request(n, voucher), 60) for n in (1, 2, 3))
+    await first.__aenter__()
+    with pytest.raises(PaymentRequired, match="works for 60 wei"):
+        await second.__aenter__()
+    await books.settle(make_receipt(first.request, 30), first.request)
+    await first.__aexit__(None, None, None)
+    await third.__aenter__()
+    await third.__aexit__(None, None, None)
+    assert not books._held
+    assert not books._in_flight
+
+
 async def test_what_costs_nothing_is_not_booked(ledger: Ledger) -> None:
     books = Books(DOMAIN, ledger)
     await serve(books, a_request(1, make_voucher(100)), 10, 0)

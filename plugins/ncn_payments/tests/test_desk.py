@@ -40,7 +40,8 @@ from ncn_framework.states import State
 from ncn_framework.testing.fakes import FakeRuntime, RecordingPlugin, fake_candidates
 from ncn_payments import accounts as accounts_module
 from ncn_payments.desk import Desk
-from ncn_payments.ledger import BatchState, Ledger
+from ncn_payments.ledger import Ledger
+from ncn_payments.ledger_reader import BatchState
 from ncn_payments.onchain import OnChain
 from ncn_payments.plugin import Plugin
 

@@ -20,10 +20,11 @@ from ncn_framework.digests import channel_id
 from ncn_framework.errors import StoreError
 from ncn_framework.payments import BatchStatement, EscrowTerms
 from ncn_payments import batches
-from ncn_payments.ledger import BatchState, Ledger, LedgerReader
+from ncn_payments.ledger import Ledger
 from ncn_payments.ledger_lock import writing_process
+from ncn_payments.ledger_reader import BatchState, LedgerReader
 
-from .payments import CLIENT, GATEWAY, NODE, make_charge, make_voucher
+from .payments import CLIENT, GATEWAY, NODE, make_charge
 
 CHANNEL = channel_id(CLIENT.address, CLIENT.address, GATEWAY.address)
 IDENTITY = "chain 31337, contract 0x0"
@@ -138,21 +139,6 @@ async def test_batches_of_an_earlier_run_keep_their_numbers(path: Path) -> None:
         assert [row.nonce for row in ledger.batches()] == [1, 2]
 
 
-async def test_history_has_the_newest_first_with_their_batches(ledger: Ledger) -> None:
-    other = make_voucher(100, NODE)
-    await ledger.enter(make_charge(1, 10, 100), 1)
-    batch = await ledger.add_batch(*statement_of(ledger, 1), at_ms=2)
-    await ledger.settle_batch(batch, "0x1", 5)
-    await ledger.enter(make_charge(2, 20, other, client=NODE), 3)
-    newest, oldest = ledger.history(10)
-    assert (newest[0].charge.receipt.receipt.fee_wei, newest[1]) == (20, None)
-    assert oldest[0].charge.receipt.receipt.fee_wei == 10
-    assert oldest[1] is not None
-    assert (oldest[1].state, oldest[1].tx) == (BatchState.SETTLED, "0x1")
-    assert [entry.charge.receipt.receipt.fee_wei for entry, _ in ledger.history(10, CHANNEL)] == [10]
-    assert len(ledger.history(1)) == 1
-
-
 async def test_a_charge_is_in_doubt_until_it_was_delivered(path: Path) -> None:
     first, second = make_charge(1, 10, 100), make_charge(2, 10, 100)
     ids = [charge.receipt.receipt.request_id for charge in (first, second)]
@@ -213,12 +199,6 @@ async def test_a_failed_commit_is_said_and_changes_nothing(ledger: Ledger) -> No
         await ledger.enter(make_charge(1, 10, 100), 1)
     assert ledger.unsettled() == []
     assert ledger.balances() == {}
-
-
-async def test_a_ledger_that_cannot_be_read_says_so(ledger: Ledger) -> None:
-    ledger._connection.execute("DROP TABLE charges")
-    with pytest.raises(StoreError, match="cannot be read: no such table"):
-        ledger.unsettled()
 
 
 # --- crashes ---

@@ -17,8 +17,8 @@ from .payments import make_request, priced
 MakeNode = Callable[..., Node]
 
 
-def test_it_works_where_fees_are_paid_and_earned() -> None:
-    assert Plugin.roles == ("gateway", "compute")
+def test_it_works_where_fees_are_paid_and_earned_and_where_records_are_judged() -> None:
+    assert Plugin.roles == ("registry", "gateway", "compute")
 
 
 def test_every_hook_of_it_is_one_of_the_kernels(make_node: MakeNode) -> None:

@@ -22,8 +22,8 @@ from ncn_payments.books import BooksLease
 from ncn_payments.config import PaymentsSettings
 from ncn_payments.devkeys import CHAIN_ID, development_signer
 from ncn_payments.devnet import DevelopmentNetwork
-from ncn_payments.ledger import LedgerReader
 from ncn_payments.ledger_lock import ledger_path
+from ncn_payments.ledger_reader import LedgerReader
 from ncn_payments.operator_token import OperatorToken
 from ncn_payments.plugin import Plugin
 from ncn_payments.service import Payments, bound_domain, validator_signers

@@ -17,7 +17,8 @@ from ncn_framework.payments import Charge, Quorum, Statement
 from ncn_framework.signing import Signer
 from ncn_framework.testing.fakes import ManualClock, fake_signer
 from ncn_payments import batches
-from ncn_payments.ledger import BatchState, Ledger
+from ncn_payments.ledger import Ledger
+from ncn_payments.ledger_reader import BatchState
 from ncn_payments.onchain import OnChain
 from ncn_payments.settlement import Settled, Settler
 
@@ -262,14 +263,15 @@ async def test_what_has_not_arrived_yet_is_not_settled(network: Network) -> None
         assert len(await desk.settler.settle(everything=True)) == 1
 
 
-async def test_it_settles_by_itself_once_enough_was_charged(network: Network) -> None:
+async def test_it_settles_by_itself_once_enough_was_charged(network: Network, manual_clock: ManualClock) -> None:
     await fund(network)
     charges, landed = charges_in(network, ROWS[:3]), asyncio.Event()
-    async with settling(network, batch_count=3, batch_poll_ms=3_600_000, channel_min_wei=0) as desk:
+    settings: dict[str, Any] = {"batch_count": 3, "batch_poll_ms": 3_600_000, "channel_min_wei": 0}
+    async with settling(network, clock=manual_clock, **settings) as desk:
         after(desk.ledger, "settle_batch", landed.set)
         running = asyncio.create_task(desk.settler.run())
         for charge in charges:
-            await desk.ledger.enter(charge, 0)
+            await desk.ledger.enter(charge, manual_clock.at_ms)
             desk.settler.charged(charge.receipt.receipt.fee_wei)
         async with asyncio.timeout(30):
             await landed.wait()

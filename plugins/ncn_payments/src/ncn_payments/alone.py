@@ -16,7 +16,7 @@ from ncn_framework.payments import Quorum, Statement
 
 from .contracts import Contracts
 from .devnet import DevelopmentNetwork, advance_epoch
-from .ledger import BatchState
+from .ledger_reader import BatchState
 from .onchain import OnChain
 from .service import Payments, bound_domain
 from .settlement import Settler

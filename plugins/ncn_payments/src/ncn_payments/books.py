@@ -24,8 +24,8 @@ class Books:
     """The books of one node.
 
     A voucher comes with each request. It is checked before anything is executed: signed by the channel's signer, and
-    enough for all that this node has done on that channel. The charge is written behind the answer, not before it:
-    the gateway's ledger has it by then.
+    enough for all that this node has done and is doing on that channel. The charge is written behind the answer, not
+    before it: the gateway's ledger has it by then.
 
     Args:
         domain: that vouchers are signed for.
@@ -38,16 +38,18 @@ class Books:
         balances = ledger.balances()
         self._owed = {channel: balance.charged_wei for channel, balance in balances.items()}
         self._best = {channel: balance.voucher for channel, balance in balances.items()}
+        self._held: dict[bytes, int] = {}  # limits of the requests in flight, by channel
+        self._in_flight: dict[bytes, tuple[bytes, int]] = {}  # request to channel and limit
 
     def lease(self, request: InferenceRequest, limit_wei: int) -> BooksLease:
-        """Return the check of a request that may cost ``limit_wei``, to be entered."""
+        """Return the hold of a request that may cost ``limit_wei``, to be entered."""
         return BooksLease(self, request, limit_wei)
 
-    def check(self, request: InferenceRequest, limit_wei: int) -> None:
-        """Raise unless a request's voucher covers it here.
+    def hold(self, request: InferenceRequest, limit_wei: int) -> None:
+        """Count a request as in flight, if its voucher covers it here beside all that this node has done and does.
 
         Raises:
-            PaymentRequired: there is none, or it is for less than this node has done on its channel.
+            PaymentRequired: there is no voucher, or it is for too little.
             MalformedRequest: it is not the request's client's.
             SignatureRejected: it is not signed by the channel's signer.
         """
@@ -59,19 +61,30 @@ class Books:
             raise MalformedRequest("the voucher is of neither the request's client nor the gateway")
         check_voucher(self.domain, voucher)
         channel = channel_id(voucher.client, voucher.signer, voucher.gateway)
-        owed = self._owed.get(channel, 0)
+        owed, held = self._owed.get(channel, 0), self._held.get(channel, 0)
         best = self._best.get(channel, voucher)
-        if owed + limit_wei > max(voucher.cumulative_wei, best.cumulative_wei):
+        if owed + held + limit_wei > max(voucher.cumulative_wei, best.cumulative_wei):
             raise PaymentRequired(
-                f"the voucher allows {voucher.cumulative_wei} wei; this node is owed {owed} wei already "
-                f"on its channel, and the request may cost {limit_wei} wei"
+                f"the voucher allows {voucher.cumulative_wei} wei; on its channel this node is owed {owed} wei "
+                f"already, works for {held} wei, and the request may cost {limit_wei} wei"
             )
         if voucher.cumulative_wei >= best.cumulative_wei:
             self._best[channel] = voucher
+        self._held[channel] = held + limit_wei
+        self._in_flight[request.request_id] = (channel, limit_wei)
+
+    def release(self, request_id: bytes) -> None:
+        """Count a request as in flight no longer; again changes nothing."""
+        channel, limit_wei = self._in_flight.pop(request_id, (b"", 0))
+        if channel:
+            self._held[channel] -= limit_wei
+            if not self._held[channel]:
+                del self._held[channel]
 
     async def settle(self, receipt: SignedReceipt, request: InferenceRequest) -> Settlement:
         """Book what the node is owed for a request, once; the charge is written with the next commit."""
         voucher, fee = request.authorization, receipt.receipt.fee_wei
+        self.release(request.request_id)
         if isinstance(voucher, Voucher) and fee and not self.ledger.has_charge(request.request_id):
             channel = channel_id(voucher.client, voucher.signer, voucher.gateway)
             self._owed[channel] = self._owed.get(channel, 0) + fee
@@ -87,7 +100,7 @@ def _said(written: asyncio.Future[None]) -> None:
 
 
 class BooksLease:
-    """The check of one request's voucher, made when the context is entered."""
+    """One request in flight, its voucher checked, while the context is entered."""
 
     leaves_at_once = True
 
@@ -95,8 +108,8 @@ class BooksLease:
         self.books, self.request, self.limit_wei = books, request, limit_wei
 
     async def __aenter__(self) -> Lease:
-        self.books.check(self.request, self.limit_wei)
+        self.books.hold(self.request, self.limit_wei)
         return Lease("funds", 0, self.request.deadline_ms)
 
     async def __aexit__(self, *_: object) -> None:
-        pass
+        self.books.release(self.request.request_id)

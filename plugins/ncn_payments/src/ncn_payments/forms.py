@@ -8,7 +8,7 @@ from ncn_framework.signing import address_hex
 from ncn_framework.wire.json_payments import VoucherJson
 
 from .batches import Shares, shares, total_of
-from .ledger import BatchRow, BatchState
+from .ledger_reader import BatchRow, BatchState
 from .settlement import Settled
 
 __all__ = ["BatchJson", "ChannelJson", "PaidJson", "PaymentsJson", "batch_json", "settled_json"]

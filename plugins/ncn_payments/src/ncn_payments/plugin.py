@@ -23,9 +23,12 @@ if TYPE_CHECKING:
 
 
 class Plugin:
-    """Holds, charges and settles fees: vouchers, escrows, one-off payments; in a compute node, keeps its books."""
+    """Holds, charges and settles fees: vouchers, escrows, one-off payments; in a compute node, keeps its books.
 
-    roles = ("gateway", "compute")
+    A registry learns from it which contract signatures are bound to.
+    """
+
+    roles = ("registry", "gateway", "compute")
 
     def __init__(self, node: Node) -> None:
         self.node = node

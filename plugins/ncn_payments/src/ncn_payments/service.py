@@ -114,8 +114,8 @@ class Payments:
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[None]:
         """Take payments until the context is left."""
-        opened = self._gateway() if self.node.role == "gateway" else self._compute()
-        async with opened:
+        opened = {"registry": self._registry, "gateway": self._gateway, "compute": self._compute}[self.node.role]
+        async with opened():
             yield
 
     def ledger(self, domain: Domain) -> Ledger:
@@ -171,6 +171,11 @@ class Payments:
                 onchain = OnChain(contracts, node.domain, writer)
                 key = f"first-deposit:{channel.hex()}:{contracts.payment.address.hex()}"
                 await onchain.fund(client.address, client.address, node.signer.address, _FIRST_DEPOSIT_WEI, key)
+
+    @asynccontextmanager
+    async def _registry(self) -> AsyncIterator[None]:
+        bound_domain(self.node, self.addresses)
+        yield
 
     @asynccontextmanager
     async def _compute(self) -> AsyncIterator[None]:

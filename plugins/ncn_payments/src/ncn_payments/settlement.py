@@ -21,7 +21,8 @@ from ncn_framework.payments import BatchStatement, Charge, Quorum, Statement, Vo
 from . import batches
 from .accounts import Deposit
 from .config import PaymentsSettings
-from .ledger import BatchState, Ledger, Owed
+from .ledger import Ledger
+from .ledger_reader import BatchState, Owed
 from .onchain import OnChain
 
 __all__ = ["Settled", "Settler"]

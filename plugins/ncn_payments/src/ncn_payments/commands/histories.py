@@ -13,8 +13,8 @@ from ncn_framework.signing import address_hex
 from ..abi import Event
 from ..activity import Activity
 from ..batches import channel_of
-from ..ledger import BatchRow, BatchState, Entry, LedgerReader
 from ..ledger_lock import ledger_path
+from ..ledger_reader import BatchRow, BatchState, Entry, LedgerReader
 from .display import at, ncn, say
 from .opening import opened
 

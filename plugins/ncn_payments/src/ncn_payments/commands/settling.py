@@ -13,8 +13,8 @@ from ncn_framework.wire.json import encode
 from ..alone import settler_alone
 from ..forms import BatchJson, settled_json
 from ..gateway_client import GatewayClient
-from ..ledger import Owed
 from ..ledger_lock import ledger_path, writing_process
+from ..ledger_reader import Owed
 from ..operator_token import OperatorToken
 from .channels import gateway_url
 from .display import ncn, say
