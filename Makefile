@@ -14,7 +14,7 @@ test: $(HATCH)  ## Install what the tests need, then every check: format, lint, 
 	@$(HATCH) run check
 
 contracts:  ## Build and test the contracts (npm brings the toolchain); write the gas snapshot and the artifacts.
-	@cd contracts && npm ci --no-audit --no-fund && npm run build && npm test && npm run snapshot && npm run artifacts
+	@cd contracts && npm ci --no-audit --no-fund && npm run build && npm run snapshot && npm run artifacts && npm test
 
 shell: $(HATCH)  ## Open a shell with ncn on the PATH.
 	@$(HATCH) shell
