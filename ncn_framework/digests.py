@@ -43,6 +43,7 @@ __all__ = [
     "receipt_digest",
     "receipt_leaf",
     "receipts_root",
+    "receive_challenge",
     "record_digest",
     "request_digest",
     "request_hash",
@@ -208,6 +209,11 @@ def record_digest(domain: Domain, record: Record) -> bytes:
         _uint(record.expires_ms),
         keccak(record.payload),
     )
+
+
+def receive_challenge(at_ms: int) -> bytes:
+    """Return the challenge that a node answers unasked when it calls ReceiveTask at this time (ms); used once."""
+    return sha256(b"ncn.receive.v1" + at_ms.to_bytes(8, "big")).digest()
 
 
 def session_digest(domain: Domain, node: bytes, gateway: bytes, challenge: bytes) -> bytes:

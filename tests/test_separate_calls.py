@@ -52,6 +52,15 @@ def result(gateway: World, request: mpb.InferenceRequest, **changes: Any) -> mpb
     )
 
 
+def calling(gateway: World, record: mpb.Record | None = None, at_ms: int = 0) -> mpb.NodeInfo:
+    """Return what a node calls ReceiveTask with, signed for this gateway and moment."""
+    at_ms = at_ms or now_ms()
+    own, domain = gateway.gateway.signer.address, gateway.gateway.domain
+    digest = digests.session_digest(domain, SIGNER.address, own, digests.receive_challenge(at_ms))
+    record = record or record_to_pb(node_record_now(gateway.gateway))
+    return mpb.NodeInfo(record=record, at_ms=at_ms, session_signature=SIGNER.sign(digest).value)
+
+
 async def refused(call: Any, status: str, code: str) -> None:
     """Check that a call ends with an error."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -63,7 +72,8 @@ async def refused(call: Any, status: str, code: str) -> None:
 async def test_a_task_from_beginning_to_end(gateway: World, stub: Any) -> None:
     info = mpb.NodeInfo(record=record_to_pb(node_record_now(gateway.gateway)))
     assert "ReceiveTask" in (await stub.RegisterComputeNode(info)).message
-    tasks = stub.ReceiveTask(info)
+    await refused(stub.ReceiveTask(info).read(), "INVALID_ARGUMENT", "malformed")  # a record alone is anybody's
+    tasks = stub.ReceiveTask(calling(gateway, info.record))
     coming = asyncio.ensure_future(tasks.read())
     while SIGNER.address not in gateway.directory.nodes:
         await asyncio.sleep(0.01)
@@ -78,7 +88,7 @@ async def test_a_task_from_beginning_to_end(gateway: World, stub: Any) -> None:
 
 
 async def test_a_result_of_another_key_is_refused_and_the_task_goes_on(gateway: World, stub: Any) -> None:
-    tasks = stub.ReceiveTask(mpb.NodeInfo(record=record_to_pb(node_record_now(gateway.gateway))))
+    tasks = stub.ReceiveTask(calling(gateway))
     coming = asyncio.ensure_future(tasks.read())
     while SIGNER.address not in gateway.directory.nodes:
         await asyncio.sleep(0.01)
@@ -93,8 +103,23 @@ async def test_a_result_of_another_key_is_refused_and_the_task_goes_on(gateway: 
     tasks.cancel()
 
 
+async def test_a_call_that_is_repeated_late_or_of_another_key_is_refused(gateway: World, stub: Any) -> None:
+    call = calling(gateway)
+    tasks = stub.ReceiveTask(call)
+    coming = asyncio.ensure_future(tasks.read())
+    while SIGNER.address not in gateway.directory.nodes:
+        await asyncio.sleep(0.01)
+    await refused(stub.ReceiveTask(call).read(), "INVALID_ARGUMENT", "malformed")
+    await refused(stub.ReceiveTask(calling(gateway, at_ms=now_ms() - 60_000)).read(), "INVALID_ARGUMENT", "malformed")
+    forged = calling(gateway, at_ms=now_ms() + 1)
+    forged.at_ms += 1
+    await refused(stub.ReceiveTask(forged).read(), "UNAUTHENTICATED", "signature-rejected")
+    coming.cancel()
+    tasks.cancel()
+
+
 async def test_replayed_and_forged_heartbeats_are_refused(gateway: World, stub: Any) -> None:
-    tasks = stub.ReceiveTask(mpb.NodeInfo(record=record_to_pb(node_record_now(gateway.gateway))))
+    tasks = stub.ReceiveTask(calling(gateway))
     coming = asyncio.ensure_future(tasks.read())
     while SIGNER.address not in gateway.directory.nodes:
         await asyncio.sleep(0.01)
@@ -113,11 +138,11 @@ async def test_a_forged_or_repeated_record_is_refused(gateway: World, stub: Any)
     forged.CopyFrom(record)
     forged.owner = OTHER.address
     await refused(stub.RegisterComputeNode(mpb.NodeInfo(record=forged)), "UNAUTHENTICATED", "signature-rejected")
-    tasks = stub.ReceiveTask(mpb.NodeInfo(record=record))
+    tasks = stub.ReceiveTask(calling(gateway, record))
     coming = asyncio.ensure_future(tasks.read())
     while SIGNER.address not in gateway.directory.nodes:
         await asyncio.sleep(0.01)
-    await refused(stub.ReceiveTask(mpb.NodeInfo(record=record)).read(), "INVALID_ARGUMENT", "malformed")
+    await refused(stub.ReceiveTask(calling(gateway, record)).read(), "INVALID_ARGUMENT", "malformed")
     coming.cancel()
     tasks.cancel()
 

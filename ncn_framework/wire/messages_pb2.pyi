@@ -771,9 +771,16 @@ class NodeInfo(_message.Message):
     IN_FLIGHT_FIELD_NUMBER: _builtins.int
     LAST_HEARD_MS_FIELD_NUMBER: _builtins.int
     REPUTATION_FIELD_NUMBER: _builtins.int
+    AT_MS_FIELD_NUMBER: _builtins.int
+    SESSION_SIGNATURE_FIELD_NUMBER: _builtins.int
     in_flight: _builtins.int
     last_heard_ms: _builtins.int
     reputation: _builtins.int
+    at_ms: _builtins.int
+    """With ReceiveTask: when the node made this call, and its signature over EIP-712 Session with the gateway and,
+    as the challenge, SHA-256("ncn.receive.v1", at_ms as 8 bytes, big-endian). A record alone is public.
+    """
+    session_signature: _builtins.bytes
     @_builtins.property
     def record(self) -> Global___Record: ...
     def __init__(
@@ -783,10 +790,12 @@ class NodeInfo(_message.Message):
         in_flight: _builtins.int = ...,
         last_heard_ms: _builtins.int = ...,
         reputation: _builtins.int = ...,
+        at_ms: _builtins.int = ...,
+        session_signature: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["in_flight", b"in_flight", "last_heard_ms", b"last_heard_ms", "record", b"record", "reputation", b"reputation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "in_flight", b"in_flight", "last_heard_ms", b"last_heard_ms", "record", b"record", "reputation", b"reputation", "session_signature", b"session_signature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

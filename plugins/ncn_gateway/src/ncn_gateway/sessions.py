@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _MISSED_HEARTBEATS = 3
+_CALL_AGE_MS = 30_000
 
 
 class ComputeService(GatewayComputeServiceServicer):
@@ -77,6 +78,7 @@ class ComputeService(GatewayComputeServiceServicer):
         self.software = software
         self.links: set[NodeLink] = set()
         self.draining = False
+        self._called_ms: dict[bytes, int] = {}  # last ReceiveTask of each node, as long as it could be repeated
 
     def drain(self, deadline_ms: int) -> None:
         """Tell every node that this gateway stops, and take no new ones."""
@@ -205,6 +207,7 @@ class ComputeService(GatewayComputeServiceServicer):
         try:
             if self.draining:
                 raise Draining("this gateway is shutting down; dial again soon")
+            self._check_call(request)
             link = await self._join(record_from_pb(request.record))
             watch = asyncio.create_task(self._watch(link))
             while (frame := await link.frame()) is not None:
@@ -219,6 +222,18 @@ class ComputeService(GatewayComputeServiceServicer):
             if link is not None:
                 link.close("its stream broke")
                 self.links.discard(link)
+
+    def _check_call(self, request: mpb.NodeInfo) -> None:
+        """Raise unless it is the node itself that calls, now: its record is known to others as well."""
+        node, at_ms, now = request.record.owner, request.at_ms, self.lifecycle.clock()
+        if not abs(now - at_ms) <= _CALL_AGE_MS or at_ms <= self._called_ms.get(node, 0):
+            raise MalformedRequest(
+                f"at_ms is {at_ms}, now is {now}; a call must be of the last {_CALL_AGE_MS} ms, and newer than the last"
+            )
+        digest = digests.session_digest(self.domain, node, self.address, digests.receive_challenge(at_ms))
+        check_signature(digest, request.session_signature, node, "the call")
+        self._called_ms = {known: at for known, at in self._called_ms.items() if now - at <= _CALL_AGE_MS}
+        self._called_ms[node] = at_ms
 
     async def UpdateHeartbeat(self, request: mpb.HeartbeatRequest, context: _Context) -> mpb.Ack:  # noqa: N802
         """Note that a node lives; signed, and each no older than the one before."""
