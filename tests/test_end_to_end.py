@@ -183,8 +183,10 @@ def test_drain_finishes_what_runs(models: Path, tmp_path: Path) -> None:
         assert running.stop(compute) == 0
 
 
-def test_port_in_use_is_a_clear_error(two_processes: Network) -> None:
-    again = ncn(two_processes, "serve", "gateway")
+def test_port_in_use_is_a_clear_error(two_processes: Network, tmp_path: Path) -> None:
+    command = [two_processes.python, "-m", "ncn_framework.cli", "serve", "gateway"]
+    environment = two_processes.environment | {"NCN_HOME": str(tmp_path)}
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert again.returncode == 2
     assert str(two_processes.grpc_port) in again.stderr
     assert "choose another port" in again.stderr
