@@ -89,7 +89,11 @@ class Network:
         self, home: Path, models: Path, python: str = sys.executable, extra: Mapping[str, str] | None = None
     ) -> None:
         self.home, self.python = home, python
-        self.http_port, websocket, self.grpc_port = free_ports(3)
+        self.http_port, websocket, self.grpc_port, self.registry_port, p2p = free_ports(5)
+        registry = {
+            "NCN_REGISTRY_P2P_LISTEN_ADDR": f"127.0.0.1:{p2p}",
+            "NCN_REGISTRY_GRPC_LISTEN_ADDR": f"127.0.0.1:{self.registry_port}",
+        }
         self.environment = {
             **os.environ,
             "NCN_HOME": str(home),
@@ -102,6 +106,7 @@ class Network:
             "NCN_PAYMENTS_EMBEDDED_URL": f"http://127.0.0.1:{self.http_port}/chain",
             "NCN_GATEWAY_PAYMENT_MODES": "free,voucher,escrow,exact",
             "NCN_LOG_LEVEL": "WARNING",
+            **(registry if python == sys.executable else {}),  # another one may be without that plugin
             **(extra or {}),
         }
         self.processes: list[Process] = []

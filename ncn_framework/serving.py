@@ -29,9 +29,12 @@ _GC_THRESHOLDS = (20_000, 20, 50)
 requests in flight hold several times for each of them; hardly anything on their way is a cycle."""
 
 
-_WHOLE_NETWORK = {("gateway", "payment_modes"): (VOUCHER, ESCROW, EXACT, FREE)}
+_WHOLE_NETWORK = {
+    ("gateway", "payment_modes"): (VOUCHER, ESCROW, EXACT, FREE),
+    ("registry", "grpc_addr"): "local",
+}
 """What differs from the defaults where one process is the whole network: there, for development, requests may be
-free, too."""
+free, too, and the registry is the one beside."""
 
 
 def presets(roles: Sequence[str]) -> Mapping[tuple[str, str], Any]:
@@ -50,7 +53,7 @@ def run(roles: Sequence[str], sources: Sources, plugins: Sequence[LoadedPlugin])
     logs.configure(config.core.log_level, config.core.log_format)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what fails is raised and logged here, with a remedy
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # jails are started by exec; gRPC need not follow a fork
-    installed = [role for role in ROLES if any(role in plugin.roles for plugin in plugins)]
+    installed = [role for role in ROLES if any(_makes_up(plugin, role) for plugin in plugins)]
     chosen = list(dict.fromkeys(roles)) or installed
     if not chosen:
         raise ConfigError("no plugin is installed; try: pip install ncn-gateway ncn-compute ncn-client")
@@ -62,6 +65,11 @@ def run(roles: Sequence[str], sources: Sources, plugins: Sequence[LoadedPlugin])
             runner.run(_serve(nodes))
     except* NcnError as group:
         raise _first(group) from group
+
+
+def _makes_up(plugin: LoadedPlugin, role: str) -> bool:
+    """Return whether a plugin is a role, and does not only accompany others in it."""
+    return role in plugin.roles and (plugin.name == role or len(plugin.roles) == 1)
 
 
 def _first(group: BaseExceptionGroup[NcnError]) -> NcnError:

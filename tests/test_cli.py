@@ -22,6 +22,7 @@ SLOW = (
     "grpc",
     "httpx",
     "hypercorn",
+    "libp2p",
     "msgspec",
     "ncn_framework.testing",
     "numpy",
@@ -30,6 +31,7 @@ SLOW = (
     "sqlalchemy",
     "starlette",
     "torch",
+    "trio",
     "web3",
 )
 
@@ -71,13 +73,20 @@ def test_the_version_is_one_line(ncn: Run) -> None:
 
 def test_the_help_shows_the_kernels_and_the_plugins_commands(ncn: Run) -> None:
     text = ncn("--help").stdout
-    for command in ("serve", "plugins", "config", "models", "sandbox", "infer", "embed", "verify"):
+    for command in ("serve", "plugins", "config", "models", "node", "registry", "sandbox", "infer", "embed", "verify"):
         assert f"\n  {command} " in text, command
 
 
 def test_serve_has_a_flag_for_every_setting(ncn: Run) -> None:
     text = ncn("serve", "--help").stdout
-    for flag in ("--home", "--log-level", "--gateway-http-port", "--compute-sandbox-mode"):
+    for flag in (
+        "--home",
+        "--log-level",
+        "--gateway-http-port",
+        "--compute-sandbox-mode",
+        "--p2p-listen-addr",
+        "--grpc-listen-addr",
+    ):
         assert f"  {flag} " in text, flag
 
 
@@ -133,7 +142,11 @@ def test_config_show_takes_the_roles_of_serve(ncn: Run, roles: list[str], modes:
         (["config", "show"], {"NCN_GATEWAY_HTTP_PORT": "x"}, "ncn: config: setting gateway.http_port from environment"),
         (["plugins"], {"NCN_PLUGINS": "ghost"}, "ncn: plugin: plugin 'ghost' is named in the settings but not"),
         (["plugins"], {"NCN_CONFIG": "/nowhere.toml"}, "ncn: config: NCN_CONFIG names /nowhere.toml"),
-        (["serve", "registry", "gateway"], {}, "ncn: config: no plugin serves role 'registry'; try: pip install"),
+        (
+            ["serve", "compute", "gateway"],
+            {"NCN_DISABLED_PLUGINS": "compute"},  # of those that are left, some accompany it
+            "ncn: config: no plugin serves role 'compute'; try: pip install",
+        ),
     ],
 )
 def test_an_error_is_one_line_and_exit_status_2(

@@ -92,7 +92,12 @@ def test_commands(document: Path, tmp_path: Path) -> None:
     network = Network(tmp_path / "home", tmp_path / "unused")
     environment = network.environment | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     del environment["MODEL_PATH"], environment["NCN_GATEWAY_PAYMENT_MODES"]
-    ports = {"8080": network.http_port, "9000": environment["NCN_GATEWAY_WEBSOCKET_PORT"], "50051": network.grpc_port}
+    ports = {
+        "8080": network.http_port,
+        "9000": environment["NCN_GATEWAY_WEBSOCKET_PORT"],
+        "50050": network.registry_port,
+        "50051": network.grpc_port,
+    }
     started: list[str] = []
     _put_files(document, tmp_path)
     if any(command.startswith("pip install") for command in commands(document)):

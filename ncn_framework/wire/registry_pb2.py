@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from ncn_framework.wire import messages_pb2 as ncn__framework_dot_wire_dot_messages__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!ncn_framework/wire/registry.proto\x12\x06ncn.v1\x1a!ncn_framework/wire/messages.proto\"D\n\x14\x44iscoverNodesRequest\x12\r\n\x05model\x18\x01 \x01(\x0c\x12\x0e\n\x06subnet\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\r\"-\n\x0cWatchRequest\x12\r\n\x05kinds\x18\x01 \x03(\t\x12\x0e\n\x06subnet\x18\x02 \x01(\t\"\x9f\x01\n\nWatchEvent\x12\x1d\n\x03put\x18\x01 \x01(\x0b\x32\x0e.ncn.v1.RecordH\x00\x12\x1e\n\x04gone\x18\x02 \x01(\x0b\x32\x0e.ncn.v1.RecordH\x00\x12(\n\nheartbeats\x18\x03 \x01(\x0b\x32\x12.ncn.v1.HeartbeatsH\x00\x12\x1f\n\x06synced\x18\x04 \x01(\x0b\x32\r.ncn.v1.EmptyH\x00\x42\x07\n\x05\x65vent\"1\n\nHeartbeats\x12#\n\tpresences\x18\x01 \x03(\x0b\x32\x10.ncn.v1.Presence\"_\n\x08Presence\x12+\n\theartbeat\x18\x01 \x01(\x0b\x32\x18.ncn.v1.HeartbeatRequest\x12&\n\x07records\x18\x02 \x03(\x0b\x32\x15.ncn.v1.RecordVersion\"/\n\rRecordVersion\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\"j\n\x0cRegistryPeer\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x12\n\nmultiaddrs\x18\x02 \x03(\t\x12\x10\n\x08registry\x18\x03 \x01(\x0c\x12\x11\n\tgrpc_addr\x18\x04 \x01(\t\x12\x10\n\x08software\x18\x05 \x01(\t\"+\n\x0bListRequest\x12\r\n\x05limit\x18\x01 \x01(\r\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\t\"\x16\n\x08SubnetID\x12\n\n\x02id\x18\x01 \x01(\t\"\x19\n\x07ModelID\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\"N\n\x13\x43reateSubnetRequest\x12\x1e\n\x06record\x18\x01 \x01(\x0b\x32\x0e.ncn.v1.Record\x12\x17\n\x0f\x66\x65\x65_transaction\x18\x02 \x01(\x0c\"\xff\x01\n\x0eSubnetMetadata\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05owner\x18\x03 \x01(\x0c\x12\x0f\n\x07version\x18\x04 \x01(\x04\x12\'\n\x06models\x18\x05 \x03(\x0b\x32\x17.ncn.v1.ModelDescriptor\x12)\n\x0cpayment_tree\x18\x06 \x01(\x0b\x32\x13.ncn.v1.PaymentTree\x12\x0f\n\x07members\x18\x07 \x01(\x04\x12\x1e\n\x06record\x18\x08 \x01(\x0b\x32\x0e.ncn.v1.Record\x12.\n\nsignatures\x18\t \x03(\x0b\x32\x1a.ncn.v1.ValidatorSignature\"B\n\x10SubnetMembership\x12\x0e\n\x06subnet\x18\x01 \x01(\t\x12\x1e\n\x06record\x18\x02 \x01(\x0b\x32\x0e.ncn.v1.Record\"U\n\x0bSubnetModel\x12\x1e\n\x06record\x18\x01 \x01(\x0b\x32\x0e.ncn.v1.Record\x12&\n\x05model\x18\x02 \x01(\x0b\x32\x17.ncn.v1.ModelDescriptor\"{\n\rValidatorInfo\x12\x11\n\tvalidator\x18\x01 \x01(\x0c\x12\x11\n\tstake_wei\x18\x02 \x01(\t\x12\x12\n\nreputation\x18\x03 \x01(\x03\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\r\n\x05state\x18\x05 \x01(\t\x12\x12\n\nmultiaddrs\x18\x06 \x03(\t2\x93\n\n\x12P2PRegistryService\x12-\n\x0cRegisterNode\x12\x10.ncn.v1.NodeInfo\x1a\x0b.ncn.v1.Ack\x12<\n\x13UpdateNodeHeartbeat\x12\x18.ncn.v1.HeartbeatRequest\x1a\x0b.ncn.v1.Ack\x12\x34\n\x0e\x44\x65registerNode\x12\x15.ncn.v1.WalletAddress\x1a\x0b.ncn.v1.Ack\x12\x41\n\rDiscoverNodes\x12\x1c.ncn.v1.DiscoverNodesRequest\x1a\x10.ncn.v1.NodeInfo0\x01\x12\x32\n\x07GetNode\x12\x15.ncn.v1.WalletAddress\x1a\x10.ncn.v1.NodeInfo\x12\x33\n\x05Watch\x12\x14.ncn.v1.WatchRequest\x1a\x12.ncn.v1.WatchEvent0\x01\x12\x32\n\tListPeers\x12\r.ncn.v1.Empty\x1a\x14.ncn.v1.RegistryPeer0\x01\x12[\n\x1eRequestPreprocessingValidation\x12\x18.ncn.v1.InferenceRequest\x1a\x1f.ncn.v1.PreprocessingValidation\x12V\n\x1bRequestCompletionValidation\x12\x19.ncn.v1.ComputeCompletion\x1a\x1c.ncn.v1.CompletionValidation\x12\x43\n\x0c\x43reateSubnet\x12\x1b.ncn.v1.CreateSubnetRequest\x1a\x16.ncn.v1.SubnetMetadata\x12\x35\n\tGetSubnet\x12\x10.ncn.v1.SubnetID\x1a\x16.ncn.v1.SubnetMetadata\x12<\n\x0bListSubnets\x12\x13.ncn.v1.ListRequest\x1a\x16.ncn.v1.SubnetMetadata0\x01\x12\x33\n\nJoinSubnet\x12\x18.ncn.v1.SubnetMembership\x1a\x0b.ncn.v1.Ack\x12\x34\n\x0bLeaveSubnet\x12\x18.ncn.v1.SubnetMembership\x1a\x0b.ncn.v1.Ack\x12\x39\n\x11ListSubnetMembers\x12\x10.ncn.v1.SubnetID\x1a\x10.ncn.v1.NodeInfo0\x01\x12\x37\n\x08\x41\x64\x64Model\x12\x13.ncn.v1.SubnetModel\x1a\x16.ncn.v1.SubnetMetadata\x12:\n\x0bRemoveModel\x12\x13.ncn.v1.SubnetModel\x1a\x16.ncn.v1.SubnetMetadata\x12\x34\n\x08GetModel\x12\x0f.ncn.v1.ModelID\x1a\x17.ncn.v1.ModelDescriptor\x12<\n\nListModels\x12\x13.ncn.v1.ListRequest\x1a\x17.ncn.v1.ModelDescriptor0\x01\x12<\n\x0cGetValidator\x12\x15.ncn.v1.WalletAddress\x1a\x15.ncn.v1.ValidatorInfo\x12>\n\x0eListValidators\x12\x13.ncn.v1.ListRequest\x1a\x15.ncn.v1.ValidatorInfo0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!ncn_framework/wire/registry.proto\x12\x06ncn.v1\x1a!ncn_framework/wire/messages.proto\"D\n\x14\x44iscoverNodesRequest\x12\r\n\x05model\x18\x01 \x01(\x0c\x12\x0e\n\x06subnet\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\r\"-\n\x0cWatchRequest\x12\r\n\x05kinds\x18\x01 \x03(\t\x12\x0e\n\x06subnet\x18\x02 \x01(\t\"\x9f\x01\n\nWatchEvent\x12\x1d\n\x03put\x18\x01 \x01(\x0b\x32\x0e.ncn.v1.RecordH\x00\x12\x1e\n\x04gone\x18\x02 \x01(\x0b\x32\x0e.ncn.v1.RecordH\x00\x12(\n\nheartbeats\x18\x03 \x01(\x0b\x32\x12.ncn.v1.HeartbeatsH\x00\x12\x1f\n\x06synced\x18\x04 \x01(\x0b\x32\r.ncn.v1.EmptyH\x00\x42\x07\n\x05\x65vent\"*\n\x07Records\x12\x1f\n\x07records\x18\x01 \x03(\x0b\x32\x0e.ncn.v1.Record\"1\n\nHeartbeats\x12#\n\tpresences\x18\x01 \x03(\x0b\x32\x10.ncn.v1.Presence\"_\n\x08Presence\x12+\n\theartbeat\x18\x01 \x01(\x0b\x32\x18.ncn.v1.HeartbeatRequest\x12&\n\x07records\x18\x02 \x03(\x0b\x32\x15.ncn.v1.RecordVersion\"/\n\rRecordVersion\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\"j\n\x0cRegistryPeer\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x12\n\nmultiaddrs\x18\x02 \x03(\t\x12\x10\n\x08registry\x18\x03 \x01(\x0c\x12\x11\n\tgrpc_addr\x18\x04 \x01(\t\x12\x10\n\x08software\x18\x05 \x01(\t\"+\n\x0bListRequest\x12\r\n\x05limit\x18\x01 \x01(\r\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\t\"\x16\n\x08SubnetID\x12\n\n\x02id\x18\x01 \x01(\t\"\x19\n\x07ModelID\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\"N\n\x13\x43reateSubnetRequest\x12\x1e\n\x06record\x18\x01 \x01(\x0b\x32\x0e.ncn.v1.Record\x12\x17\n\x0f\x66\x65\x65_transaction\x18\x02 \x01(\x0c\"\xff\x01\n\x0eSubnetMetadata\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05owner\x18\x03 \x01(\x0c\x12\x0f\n\x07version\x18\x04 \x01(\x04\x12\'\n\x06models\x18\x05 \x03(\x0b\x32\x17.ncn.v1.ModelDescriptor\x12)\n\x0cpayment_tree\x18\x06 \x01(\x0b\x32\x13.ncn.v1.PaymentTree\x12\x0f\n\x07members\x18\x07 \x01(\x04\x12\x1e\n\x06record\x18\x08 \x01(\x0b\x32\x0e.ncn.v1.Record\x12.\n\nsignatures\x18\t \x03(\x0b\x32\x1a.ncn.v1.ValidatorSignature\"B\n\x10SubnetMembership\x12\x0e\n\x06subnet\x18\x01 \x01(\t\x12\x1e\n\x06record\x18\x02 \x01(\x0b\x32\x0e.ncn.v1.Record\"U\n\x0bSubnetModel\x12\x1e\n\x06record\x18\x01 \x01(\x0b\x32\x0e.ncn.v1.Record\x12&\n\x05model\x18\x02 \x01(\x0b\x32\x17.ncn.v1.ModelDescriptor\"{\n\rValidatorInfo\x12\x11\n\tvalidator\x18\x01 \x01(\x0c\x12\x11\n\tstake_wei\x18\x02 \x01(\t\x12\x12\n\nreputation\x18\x03 \x01(\x03\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\r\n\x05state\x18\x05 \x01(\t\x12\x12\n\nmultiaddrs\x18\x06 \x03(\t2\x93\n\n\x12P2PRegistryService\x12-\n\x0cRegisterNode\x12\x10.ncn.v1.NodeInfo\x1a\x0b.ncn.v1.Ack\x12<\n\x13UpdateNodeHeartbeat\x12\x18.ncn.v1.HeartbeatRequest\x1a\x0b.ncn.v1.Ack\x12\x34\n\x0e\x44\x65registerNode\x12\x15.ncn.v1.WalletAddress\x1a\x0b.ncn.v1.Ack\x12\x41\n\rDiscoverNodes\x12\x1c.ncn.v1.DiscoverNodesRequest\x1a\x10.ncn.v1.NodeInfo0\x01\x12\x32\n\x07GetNode\x12\x15.ncn.v1.WalletAddress\x1a\x10.ncn.v1.NodeInfo\x12\x33\n\x05Watch\x12\x14.ncn.v1.WatchRequest\x1a\x12.ncn.v1.WatchEvent0\x01\x12\x32\n\tListPeers\x12\r.ncn.v1.Empty\x1a\x14.ncn.v1.RegistryPeer0\x01\x12[\n\x1eRequestPreprocessingValidation\x12\x18.ncn.v1.InferenceRequest\x1a\x1f.ncn.v1.PreprocessingValidation\x12V\n\x1bRequestCompletionValidation\x12\x19.ncn.v1.ComputeCompletion\x1a\x1c.ncn.v1.CompletionValidation\x12\x43\n\x0c\x43reateSubnet\x12\x1b.ncn.v1.CreateSubnetRequest\x1a\x16.ncn.v1.SubnetMetadata\x12\x35\n\tGetSubnet\x12\x10.ncn.v1.SubnetID\x1a\x16.ncn.v1.SubnetMetadata\x12<\n\x0bListSubnets\x12\x13.ncn.v1.ListRequest\x1a\x16.ncn.v1.SubnetMetadata0\x01\x12\x33\n\nJoinSubnet\x12\x18.ncn.v1.SubnetMembership\x1a\x0b.ncn.v1.Ack\x12\x34\n\x0bLeaveSubnet\x12\x18.ncn.v1.SubnetMembership\x1a\x0b.ncn.v1.Ack\x12\x39\n\x11ListSubnetMembers\x12\x10.ncn.v1.SubnetID\x1a\x10.ncn.v1.NodeInfo0\x01\x12\x37\n\x08\x41\x64\x64Model\x12\x13.ncn.v1.SubnetModel\x1a\x16.ncn.v1.SubnetMetadata\x12:\n\x0bRemoveModel\x12\x13.ncn.v1.SubnetModel\x1a\x16.ncn.v1.SubnetMetadata\x12\x34\n\x08GetModel\x12\x0f.ncn.v1.ModelID\x1a\x17.ncn.v1.ModelDescriptor\x12<\n\nListModels\x12\x13.ncn.v1.ListRequest\x1a\x17.ncn.v1.ModelDescriptor0\x01\x12<\n\x0cGetValidator\x12\x15.ncn.v1.WalletAddress\x1a\x15.ncn.v1.ValidatorInfo\x12>\n\x0eListValidators\x12\x13.ncn.v1.ListRequest\x1a\x15.ncn.v1.ValidatorInfo0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,30 +38,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHREQUEST']._serialized_end=195
   _globals['_WATCHEVENT']._serialized_start=198
   _globals['_WATCHEVENT']._serialized_end=357
-  _globals['_HEARTBEATS']._serialized_start=359
-  _globals['_HEARTBEATS']._serialized_end=408
-  _globals['_PRESENCE']._serialized_start=410
-  _globals['_PRESENCE']._serialized_end=505
-  _globals['_RECORDVERSION']._serialized_start=507
-  _globals['_RECORDVERSION']._serialized_end=554
-  _globals['_REGISTRYPEER']._serialized_start=556
-  _globals['_REGISTRYPEER']._serialized_end=662
-  _globals['_LISTREQUEST']._serialized_start=664
-  _globals['_LISTREQUEST']._serialized_end=707
-  _globals['_SUBNETID']._serialized_start=709
-  _globals['_SUBNETID']._serialized_end=731
-  _globals['_MODELID']._serialized_start=733
-  _globals['_MODELID']._serialized_end=758
-  _globals['_CREATESUBNETREQUEST']._serialized_start=760
-  _globals['_CREATESUBNETREQUEST']._serialized_end=838
-  _globals['_SUBNETMETADATA']._serialized_start=841
-  _globals['_SUBNETMETADATA']._serialized_end=1096
-  _globals['_SUBNETMEMBERSHIP']._serialized_start=1098
-  _globals['_SUBNETMEMBERSHIP']._serialized_end=1164
-  _globals['_SUBNETMODEL']._serialized_start=1166
-  _globals['_SUBNETMODEL']._serialized_end=1251
-  _globals['_VALIDATORINFO']._serialized_start=1253
-  _globals['_VALIDATORINFO']._serialized_end=1376
-  _globals['_P2PREGISTRYSERVICE']._serialized_start=1379
-  _globals['_P2PREGISTRYSERVICE']._serialized_end=2678
+  _globals['_RECORDS']._serialized_start=359
+  _globals['_RECORDS']._serialized_end=401
+  _globals['_HEARTBEATS']._serialized_start=403
+  _globals['_HEARTBEATS']._serialized_end=452
+  _globals['_PRESENCE']._serialized_start=454
+  _globals['_PRESENCE']._serialized_end=549
+  _globals['_RECORDVERSION']._serialized_start=551
+  _globals['_RECORDVERSION']._serialized_end=598
+  _globals['_REGISTRYPEER']._serialized_start=600
+  _globals['_REGISTRYPEER']._serialized_end=706
+  _globals['_LISTREQUEST']._serialized_start=708
+  _globals['_LISTREQUEST']._serialized_end=751
+  _globals['_SUBNETID']._serialized_start=753
+  _globals['_SUBNETID']._serialized_end=775
+  _globals['_MODELID']._serialized_start=777
+  _globals['_MODELID']._serialized_end=802
+  _globals['_CREATESUBNETREQUEST']._serialized_start=804
+  _globals['_CREATESUBNETREQUEST']._serialized_end=882
+  _globals['_SUBNETMETADATA']._serialized_start=885
+  _globals['_SUBNETMETADATA']._serialized_end=1140
+  _globals['_SUBNETMEMBERSHIP']._serialized_start=1142
+  _globals['_SUBNETMEMBERSHIP']._serialized_end=1208
+  _globals['_SUBNETMODEL']._serialized_start=1210
+  _globals['_SUBNETMODEL']._serialized_end=1295
+  _globals['_VALIDATORINFO']._serialized_start=1297
+  _globals['_VALIDATORINFO']._serialized_end=1420
+  _globals['_P2PREGISTRYSERVICE']._serialized_start=1423
+  _globals['_P2PREGISTRYSERVICE']._serialized_end=2722
 # @@protoc_insertion_point(module_scope)

@@ -25,6 +25,12 @@ class ComputeSettings(Settings):
         description="Gateways to dial, HOST:PORT, separated by commas.",
         json_schema_extra=known_as("GATEWAY_ADDR"),  # type: ignore[arg-type]
     )
+    find_gateways: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Gateways to dial that the registry names, at most; with GATEWAY_ADDR unset, these alone.",
+    )
     model_path: Path | None = Field(
         None,
         description="A model's folder, or a folder of those; by default home/models, where the bundled models go.",

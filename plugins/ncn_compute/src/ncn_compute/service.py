@@ -29,9 +29,11 @@ from ncn_framework.models import (
 )
 from ncn_framework.signing import address_hex
 from ncn_framework.wire.convert import node_record
+from ncn_framework.wire.convert_records import GATEWAY
 
 from . import __version__, bundled, sandbox
 from .config import ComputeSettings
+from .found import FoundGateways
 from .manifest import find_models, verify
 from .session import GatewaySession
 from .workers import WorkerPool
@@ -89,16 +91,19 @@ class Compute:
         self.models: dict[bytes, tuple[ModelManifest, Path]] = {}
         self.pools: dict[bytes, WorkerPool] = {}
         self.sessions: list[GatewaySession] = []
+        self.found = FoundGateways(self, self.settings.find_gateways)
         self._record: Record | None = None
         self._connected = asyncio.Event()
 
     # --- hooks ---
 
     def register(self, record: Record) -> None:
-        """Announce this node's own record to every gateway it is connected to."""
+        """Announce this node's own record to every gateway it is connected to; dial the gateway that another names."""
         if record.owner == self.signer.address:
             for session in self.sessions:
                 session.announce(record)
+        elif record.kind == GATEWAY:
+            self.found.take(record)
 
     def reserve(self, request: InferenceRequest) -> Slot:
         """Return one of this node's slots, to be entered."""
@@ -180,13 +185,16 @@ class Compute:
                 if isinstance(result, BaseException):
                     raise result
             self.pools = {manifest.digest: pool for (manifest, _), pool in zip(own, pools, strict=True)}
-            self.sessions = [GatewaySession(self, target) for target in self.settings.gateway_addr]
+            await self.renew()  # for who hears of it in another way than by a session
+            named = not self.settings.find_gateways or "gateway_addr" in self.settings.model_fields_set
+            self.sessions = [GatewaySession(self, target) for target in self.settings.gateway_addr if named]
             running = [asyncio.create_task(session.run()) for session in self.sessions]
             running.append(asyncio.create_task(self._keep_renewed()))
             for task in running:
                 task.add_done_callback(self._ended)
-            with contextlib.suppress(TimeoutError):  # a gateway that is not there yet is dialled all the while
-                await asyncio.wait_for(self._connected.wait(), _FIRST_CONNECTION_S)
+            if self.sessions:
+                with contextlib.suppress(TimeoutError):  # a gateway that is not there yet is dialled all the while
+                    await asyncio.wait_for(self._connected.wait(), _FIRST_CONNECTION_S)
             self.node.endpoints["address"] = address_hex(self.signer.address)
             self.node.endpoints["models"] = ", ".join(sorted(m.name for m, _ in self.models.values()))
             self.node.endpoints["sandbox"] = self.settings.sandbox_mode
@@ -194,6 +202,7 @@ class Compute:
                 yield
             finally:
                 await asyncio.gather(*(session.drain(self.node.drain_timeout_s) for session in self.sessions))
+                await self.found.close()
                 for task in running:
                     task.cancel()
                 await asyncio.gather(*running, return_exceptions=True)

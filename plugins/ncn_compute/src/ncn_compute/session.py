@@ -46,10 +46,13 @@ class GatewaySession:
     Args:
         compute: the node.
         target: HOST:PORT of the gateway.
+        gateway: address that the gateway there must have; None: any, it is the operator's choice.
     """
 
-    def __init__(self, compute: Compute, target: str) -> None:
-        self.compute, self.target = compute, target
+    def __init__(self, compute: Compute, target: str, gateway: bytes | None = None) -> None:
+        self.compute, self.target, self.expected = compute, target, gateway
+        self.gateway: bytes | None = None  # to which it is connected
+        self._superfluous = False
         self.connected = False
         self.draining = False
         self._outbox: deque[pb.NodeMessage] = deque()
@@ -65,7 +68,7 @@ class GatewaySession:
         """Dial, converse, and dial again; gRPC spaces its attempts to connect with back-off and jitter."""
         async with grpc.aio.insecure_channel(self.target, options=_CHANNEL_OPTIONS) as channel:
             stub = GatewayComputeServiceStub(channel)
-            while not self.draining:
+            while not (self.draining or self._superfluous):
                 try:
                     await self._converse(stub)
                     log.info("gateway %s hung up", self.target)
@@ -85,9 +88,11 @@ class GatewaySession:
                     f"it belongs to chain {welcome.chain_id} with contract 0x{welcome.contract.hex()}, this node to "
                     f"{domain.chain_id} with 0x{domain.contract.hex()}; set NCN_CHAIN_ID and NCN_CONTRACT alike"
                 )
+            if self.expected is not None and self._is_superfluous(welcome.gateway):
+                return
             hello = await self._hello(welcome, signer)
             await call.write(pb.NodeFrame(messages=[pb.NodeMessage(hello=hello)]))
-            self.connected = True
+            self.connected, self.gateway = True, welcome.gateway
             log.info("connected to gateway %s (%s)", address_hex(welcome.gateway), self.target)
             self.compute.on_connected()
             interval_s = welcome.heartbeat_interval_ms / 1000
@@ -99,12 +104,22 @@ class GatewaySession:
                 for task in done:
                     task.result()
             finally:
-                self.connected = False
+                self.connected, self.gateway = False, None
                 await _cancel(tasks)
         finally:
             call.cancel()
             await _cancel(list(self._works.values()))
             self._outbox.clear()
+
+    def _is_superfluous(self, gateway: bytes) -> bool:
+        """Return whether a gateway that was found is another one than its record says, or connected by another name:
+        two sessions with one gateway would end each other for ever."""
+        if gateway != self.expected:
+            log.warning("gateway %s says it is %s; the registry says another", self.target, address_hex(gateway))
+            self._superfluous = True
+        else:
+            self._superfluous = any(other.gateway == gateway for other in self.compute.sessions)
+        return self._superfluous
 
     async def _hello(self, welcome: pb.Welcome, signer: Signer) -> pb.Hello:
         record = await self.compute.renew()
