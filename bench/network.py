@@ -90,10 +90,6 @@ class Network:
     ) -> None:
         self.home, self.python = home, python
         self.http_port, websocket, self.grpc_port, self.registry_port, p2p = free_ports(5)
-        registry = {
-            "NCN_REGISTRY_P2P_LISTEN_ADDR": f"127.0.0.1:{p2p}",
-            "NCN_REGISTRY_GRPC_LISTEN_ADDR": f"127.0.0.1:{self.registry_port}",
-        }
         self.environment = {
             **os.environ,
             "NCN_HOME": str(home),
@@ -102,11 +98,12 @@ class Network:
             "NCN_GATEWAY_WEBSOCKET_PORT": str(websocket),
             "NCN_GATEWAY_GRPC_PORT": str(self.grpc_port),
             "GATEWAY_ADDR": f"127.0.0.1:{self.grpc_port}",
+            "NCN_REGISTRY_P2P_LISTEN_ADDR": f"127.0.0.1:{p2p}",
+            "NCN_REGISTRY_GRPC_LISTEN_ADDR": f"127.0.0.1:{self.registry_port}",
             "NCN_CLIENT_GATEWAY": f"http://127.0.0.1:{self.http_port}",
             "NCN_PAYMENTS_EMBEDDED_URL": f"http://127.0.0.1:{self.http_port}/chain",
             "NCN_GATEWAY_PAYMENT_MODES": "free,voucher,escrow,exact",
             "NCN_LOG_LEVEL": "WARNING",
-            **(registry if python == sys.executable else {}),  # another one may be without that plugin
             **(extra or {}),
         }
         self.processes: list[Process] = []

@@ -19,7 +19,7 @@ from ncn_framework.tensors import split_bytes
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parent.parent
-OURS = (".", "plugins/ncn_gateway", "plugins/ncn_compute", "plugins/ncn_client")
+OURS = (".", *(f"plugins/ncn_{name}" for name in ("gateway", "compute", "client", "payments", "registry")))
 FOREIGN = ("tests/external/ncn_echo", "tests/external/ncn_sticky")
 
 
@@ -60,7 +60,9 @@ def test_the_root_distribution_is_the_kernel_alone(tmp_path: Path) -> None:
 
 def test_foreign_runtime_and_router(python: Path, models: Path, tmp_path: Path) -> None:
     shown = json.loads(run(python, "-m", "ncn_framework.cli", "plugins", "--json", NCN_HOME=str(tmp_path)))
-    assert {"echo", "sticky", "gateway", "compute", "client"} == {row["name"] for row in shown["plugins"]}
+    assert {"echo", "sticky", "gateway", "compute", "client", "payments", "registry"} == {
+        row["name"] for row in shown["plugins"]
+    }
     assert shown["order"]["ncn_route"] == ["sticky", "gateway"]
     assert shown["order"]["ncn_execute"][0] == "echo"
 

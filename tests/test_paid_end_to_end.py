@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import secrets
 import shutil
 import signal
@@ -287,8 +288,6 @@ async def ask_until_killed(running: Network, payer: Payer, pid: int) -> int:
                     enough.set()
 
     async def kill() -> None:
-        import os
-
         await enough.wait()
         os.kill(pid, signal.SIGKILL)
 
