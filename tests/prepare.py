@@ -15,6 +15,7 @@ from pathlib import Path
 # command that must be there, Debian package that brings it, which tests want it
 NEEDED = (
     ("curl", "curl", "the commands that the documents show"),
+    ("ip", "iproute2", "a swarm that is parted in two, in network namespaces"),
     ("npm", "npm", "the contracts' compiler and tests, and a second kind of chain (anvil)"),
 )
 CONTRACTS = Path("contracts")
