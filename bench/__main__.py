@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import argparse
 
-from . import gas, overhead, payments, routing, startup
+from . import gas, generate, overhead, payments, registry, routing, startup
 
-BENCHMARKS = {"gas": gas, "overhead": overhead, "payments": payments, "routing": routing, "startup": startup}
+BENCHMARKS = {
+    "gas": gas,
+    "generate": generate,
+    "overhead": overhead,
+    "payments": payments,
+    "registry": registry,
+    "routing": routing,
+    "startup": startup,
+}
 
 
 def main() -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from ncn_compute.manifest import load
-from ncn_compute.worker.architectures import build
-from ncn_compute.worker.protocol import Array, Load
+from ncn_compute.worker.libraries import build
+from ncn_compute.worker.protocol import Array, load_message
 from ncn_framework.wire.json import SubmitJson, decode, inputs_from_json
 
 from .load import Result, cpu_s
@@ -24,8 +24,7 @@ def main(directory: Path, seconds: float) -> Result:
     manifest = load(directory)
     form: SubmitJson = decode(sys.stdin.buffer.read(), SubmitJson)
     inputs = inputs_from_json(form.inputs, manifest.inputs)
-    names = [[spec.name for spec in specs] for specs in (manifest.inputs, manifest.outputs)]
-    model = build(Load(str(directory), manifest.architecture, dict(manifest.parameters), *names))
+    model = build(load_message(directory, manifest))
     arrays = [Array(t.name, t.dtype, t.shape, memoryview(t.data)) for t in inputs]
     latencies: list[float] = []
     with torch.inference_mode():

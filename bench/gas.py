@@ -12,21 +12,26 @@ import asyncio
 import secrets
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ncn_framework import digests
+from ncn_framework import digests, hookimpl
+from ncn_framework.committees import Epoch
+from ncn_framework.manager import ROLES, build_manager, loaded_plugin
 from ncn_framework.models import Domain, InferenceRequest, Receipt, SignedReceipt
-from ncn_framework.payments import Charge, CompletionStatement, EscrowTerms, TermsStatement, Voucher
+from ncn_framework.payments import Charge, EscrowTerms, Voucher
 from ncn_framework.signing import Signer
+from ncn_framework.statements import CompletionStatement, TermsStatement
+from ncn_framework.validation import Validation
 
 if TYPE_CHECKING:
     from ncn_payments.committee import Committee
     from ncn_payments.devnet import DevelopmentNetwork
     from ncn_payments.onchain import OnChain
+    from ncn_payments.stakes import Stakes
 
 FEE_WEI = 10**15
 DEPOSIT_WEI = 100 * 10**18
@@ -106,6 +111,10 @@ class _Bench:
                 await payer.fund(own, own, self.gateway.writer.address, DEPOSIT_WEI, f"bench:{own.hex()}")
         await self.client.fund_account(DEPOSIT_WEI, "bench:account")
 
+    async def epoch(self) -> int:
+        """Return the number of the current epoch."""
+        return (await self.committee.validation.epoch()).number
+
     async def batch(self, channels: int, payees: int, count: int) -> int:
         """Settle a batch of ``count`` requests; return its gas."""
         from ncn_payments import batches
@@ -115,7 +124,7 @@ class _Bench:
         spent = {channel: (await self.gateway.deposit(channel)).spent_wei for channel in ids}
         self.nonce += 1
         gateway = self.gateway.writer.address
-        statement = batches.build(gateway, self.nonce, await self.gateway.epoch(), charges, spent)
+        statement = batches.build(gateway, self.nonce, await self.epoch(), charges, spent)
         quorum = await self.committee.endorse(statement)
         _, gas = await self.gateway.settle_batch(statement, quorum, f"bench:{self.nonce}")
         return gas
@@ -172,7 +181,7 @@ class _Bench:
             self.gateway.writer.address,
             node.address,
             FEE_WEI,
-            await self.gateway.epoch(),
+            await self.epoch(),
             expiry,
             request.request_hash,
         )
@@ -194,6 +203,19 @@ class _Bench:
         return int((await self.gateway.receipt(bytes.fromhex(tx[2:])))["gasUsed"], 16)
 
 
+class _Epochs:
+    """The plugin that knows the chain, as far as a committee asks for it."""
+
+    roles = ROLES
+
+    def __init__(self, stakes: Stakes) -> None:
+        self.stakes = stakes
+
+    @hookimpl
+    def ncn_epoch(self, number: int) -> Awaitable[Epoch]:
+        return self.stakes.epoch(number)
+
+
 @asynccontextmanager
 async def _bench(kind: str, folder: Path) -> AsyncIterator[_Bench]:
     from ncn_framework.config import Config
@@ -204,6 +226,7 @@ async def _bench(kind: str, folder: Path) -> AsyncIterator[_Bench]:
     from ncn_payments.config import PaymentsSettings
     from ncn_payments.devnet import DevelopmentNetwork
     from ncn_payments.onchain import OnChain
+    from ncn_payments.stakes import Stakes
     from ncn_payments.validator_memory import ValidatorMemory
 
     environment = {"NCN_HOME": str(folder), "NCN_PAYMENTS_CHAIN": kind, "NCN_PAYMENTS_ANVIL_PORT": "0"}
@@ -218,7 +241,10 @@ async def _bench(kind: str, folder: Path) -> AsyncIterator[_Bench]:
             for name in ("gateway", "client")
         ]
         signers = [devkeys.development_signer(f"validator{n}", devkeys.CHAIN_ID) for n in range(1, 6)]
-        committee = Committee(domain, signers, sides[0], ValidatorMemory(folder / "validators.db"))
+        epochs = _Epochs(Stakes(contracts, sides[0].writer))
+        validation = Validation(build_manager([loaded_plugin("epochs", epochs)]))
+        memory = ValidatorMemory(folder / "validators.db")
+        committee = Committee(domain, signers, sides[0], memory, validation, settings)
         stack.callback(committee.close)
         bench = _Bench(network, sides[0], sides[1], committee, domain)
         await bench.fund()

@@ -54,8 +54,9 @@ def main() -> None:
         print(f"(ready {time.monotonic() - began:.1f} s after process start)", flush=True)
         show("payments", "deposit", "5", "--gateway", http)
         show("embed", QUESTION, "--gateway", http, "--save", str(PROOF))
-        show("verify", str(PROOF))
         show("payments", "settle", "--gateway", http)
+        show("settled", str(PROOF), "--gateway", http)
+        show("verify", str(PROOF))
         show("payments", "balance", "--gateway", http)
         print("\nAsk again, with curl alone (for nothing, which a development network allows):\n")
         body = f'{{"model": "minilm", "inputs": [{{"name": "text", "data": ["{QUESTION}"]}}], "payment": "free"}}'

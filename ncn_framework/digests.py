@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 __all__ = [
     "CONTRACT_NAME",
     "TYPES",
+    "array_hash",
     "batch_digest",
     "chain_start",
     "channel_id",
+    "charge_leaf",
     "charges_hash",
     "chunk_link",
     "claims_hash",
@@ -42,7 +44,6 @@ __all__ = [
     "preprocess_digest",
     "receipt_digest",
     "receipt_leaf",
-    "receipts_root",
     "receive_challenge",
     "record_digest",
     "request_digest",
@@ -50,6 +51,7 @@ __all__ = [
     "request_id",
     "session_digest",
     "transfer_digest",
+    "typed",
     "voucher_digest",
 ]
 
@@ -143,6 +145,9 @@ TYPES = {
         "TransferWithAuthorization(address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,"
         "bytes32 nonce)"
     ),
+    "Subnet": "Subnet(bytes32 record,uint32 epoch)",
+    "Verdict": "Verdict(uint8 misconduct,address validator,bytes32 subject,uint32 epoch)",
+    "Performances": "Performances(uint32 period,bytes32 performancesHash,uint32 epoch)",
 }
 """One type per purpose, never shared: a signature for one purpose means nothing for another."""
 
@@ -171,18 +176,19 @@ def _uint(value: int) -> bytes:
     return value.to_bytes(32, "big")
 
 
-def _typed(domain: Domain, type_name: str, *words: bytes, name: str = CONTRACT_NAME) -> bytes:
+def typed(domain: Domain, type_name: str, *words: bytes, name: str = CONTRACT_NAME) -> bytes:
+    """Return the EIP-712 digest of a structure of ``TYPES`` whose fields are encoded as ``words`` of 32 bytes."""
     return keccak(b"\x19\x01" + _domain_separator(domain, name) + keccak(_TYPE_HASH[type_name] + b"".join(words)))
 
 
 def request_digest(domain: Domain, request: InferenceRequest | Receipt) -> bytes:
     """Return what a client signs: EIP-712 ``Request``; a receipt names the same id and hash as its request."""
-    return _typed(domain, "Request", request.request_id, request.request_hash)
+    return typed(domain, "Request", request.request_id, request.request_hash)
 
 
 def receipt_digest(domain: Domain, receipt: Receipt) -> bytes:
     """Return what a node (and later a committee) signs: EIP-712 ``Receipt``."""
-    return _typed(
+    return typed(
         domain,
         "Receipt",
         receipt.request_id,
@@ -200,7 +206,7 @@ def receipt_digest(domain: Domain, receipt: Receipt) -> bytes:
 
 def record_digest(domain: Domain, record: Record) -> bytes:
     """Return what the owner of a record signs: EIP-712 ``Record``; the payload enters by its keccak-256."""
-    return _typed(
+    return typed(
         domain,
         "Record",
         keccak(record.kind.encode()),
@@ -218,7 +224,7 @@ def receive_challenge(at_ms: int) -> bytes:
 
 def session_digest(domain: Domain, node: bytes, gateway: bytes, challenge: bytes) -> bytes:
     """Return what a node signs to open a session: EIP-712 ``Session`` over the gateway's fresh challenge."""
-    return _typed(domain, "Session", _address(node), _address(gateway), challenge)
+    return typed(domain, "Session", _address(node), _address(gateway), challenge)
 
 
 # --- payments: the same digests as in contracts/ ---
@@ -232,7 +238,7 @@ def channel_id(client: bytes, signer: bytes, gateway: bytes) -> bytes:
 
 def voucher_digest(domain: Domain, channel: bytes, cumulative_wei: int) -> bytes:
     """Return what the signer of a channel signs: EIP-712 ``Voucher``."""
-    return _typed(domain, "Voucher", channel, _uint(cumulative_wei))
+    return typed(domain, "Voucher", channel, _uint(cumulative_wei))
 
 
 def transfer_digest(domain: Domain, token_name: str, authorization: TransferAuthorization) -> bytes:
@@ -251,7 +257,7 @@ def transfer_digest(domain: Domain, token_name: str, authorization: TransferAuth
         _uint(authorization.valid_before_s),
         authorization.nonce,
     )
-    return _typed(domain, "TransferWithAuthorization", *body, name=token_name)
+    return typed(domain, "TransferWithAuthorization", *body, name=token_name)
 
 
 def escrow_id(domain: Domain, client: bytes, nonce: int) -> bytes:
@@ -261,7 +267,7 @@ def escrow_id(domain: Domain, client: bytes, nonce: int) -> bytes:
 
 def preprocess_digest(domain: Domain, request: bytes, terms: EscrowTerms) -> bytes:
     """Return what validators sign before a client pays: EIP-712 ``Preprocess`` over the terms' commitment."""
-    return _typed(domain, "Preprocess", request, preprocess_commitment(terms))
+    return typed(domain, "Preprocess", request, preprocess_commitment(terms))
 
 
 def preprocess_commitment(terms: EscrowTerms) -> bytes:
@@ -280,17 +286,17 @@ def preprocess_commitment(terms: EscrowTerms) -> bytes:
 
 def completion_digest(domain: Domain, request: bytes, output_hash: bytes, fee_wei: int) -> bytes:
     """Return what validators sign of a result: EIP-712 ``Completion`` over Keccak-256 of output hash and fee."""
-    return _typed(domain, "Completion", request, keccak(output_hash + _uint(fee_wei)))
+    return typed(domain, "Completion", request, keccak(output_hash + _uint(fee_wei)))
 
 
 def failure_digest(domain: Domain, request: bytes) -> bytes:
     """Return what validators sign of a request that came to nothing: EIP-712 ``Failure``."""
-    return _typed(domain, "Failure", request)
+    return typed(domain, "Failure", request)
 
 
 def claims_hash(claims: Sequence[Claim]) -> bytes:
     """Return Keccak-256 of the claims, ABI-encoded as ``Claim[]``; signatures in EIP-2098's 64 bytes."""
-    return _array_hash(
+    return array_hash(
         _address(claim.voucher.client)
         + _address(claim.voucher.signer)
         + _uint(claim.voucher.cumulative_wei)
@@ -302,10 +308,10 @@ def claims_hash(claims: Sequence[Claim]) -> bytes:
 
 def credits_hash(credits: Sequence[Credit]) -> bytes:
     """Return Keccak-256 of the credits, ABI-encoded as ``Credit[]``."""
-    return _array_hash(_address(credit.payee) + _uint(credit.amount_wei) for credit in credits)
+    return array_hash(_address(credit.payee) + _uint(credit.amount_wei) for credit in credits)
 
 
-def _array_hash(rows: Iterable[bytes]) -> bytes:
+def array_hash(rows: Iterable[bytes]) -> bytes:
     """Return Keccak-256 of a dynamic array of static structs: offset, length, elements (Solidity's ABI)."""
     elements = list(rows)
     return keccak(_uint(32) + _uint(len(elements)) + b"".join(elements))
@@ -325,7 +331,7 @@ def full_signature(compact: bytes) -> bytes:
 
 def batch_digest(domain: Domain, batch: Batch) -> bytes:
     """Return what validators sign of a batch: EIP-712 ``Batch``."""
-    return _typed(
+    return typed(
         domain,
         "Batch",
         _address(batch.gateway),
@@ -339,30 +345,22 @@ def batch_digest(domain: Domain, batch: Batch) -> bytes:
     )
 
 
-def receipt_leaf(charge: Charge) -> bytes:
-    """Return the leaf of a receipt in its batch's tree, hashed twice so that no inner node can pass for one."""
-    voucher, receipt = charge.voucher, charge.receipt.receipt
-    row = (
-        receipt.request_id,
-        channel_id(voucher.client, voucher.signer, voucher.gateway),
-        _address(receipt.node),
-        _uint(receipt.fee_wei),
-        receipt.model,
-        charge.inputs_hash,
-        receipt.output_hash,
-    )
-    return keccak(keccak(b"".join(row)))
+def receipt_leaf(receipt: Receipt, channel: bytes, inputs: bytes) -> bytes:
+    """Return the leaf of a receipt in its batch's tree, hashed twice so that no inner node can pass for one.
+
+    Args:
+        channel: id of the channel that was charged.
+        inputs: ``inputs_hash`` of the request's inputs.
+    """
+    row = (receipt.request_id, channel, _address(receipt.node), _uint(receipt.fee_wei), receipt.model, inputs)
+    return keccak(keccak(b"".join(row) + receipt.output_hash))
 
 
-def receipts_root(charges: Iterable[Charge]) -> bytes:
-    """Return the Merkle root of the receipts, for OpenZeppelin's ``MerkleProof`` (pairs sorted, odd one moves up)."""
-    level = sorted(map(receipt_leaf, charges))
-    if not level:
-        return bytes(32)
-    while len(level) > 1:
-        pairs = [level[i : i + 2] for i in range(0, len(level), 2)]
-        level = [keccak(b"".join(sorted(pair))) if len(pair) == 2 else pair[0] for pair in pairs]
-    return level[0]
+def charge_leaf(charge: Charge) -> bytes:
+    """Return the leaf of a charge's receipt."""
+    voucher = charge.voucher
+    channel = channel_id(voucher.client, voucher.signer, voucher.gateway)
+    return receipt_leaf(charge.receipt.receipt, channel, charge.inputs_hash)
 
 
 def charges_hash(charges: Sequence[Charge]) -> bytes:

@@ -10,6 +10,7 @@
     │   ├── UnknownModel           no connected node serves the model
     │   ├── UnknownTask            no task has this id
     │   ├── UnknownNode            no record of this address is known
+    │   ├── UnknownSubnet          no subnet of this name or address is known
     │   ├── ReplayConflict         the id was used before, with other content
     │   ├── TaskEnded              the task rests: it cannot be cancelled, or has no receipt
     │   ├── DeadlineExpired        the request's deadline has passed
@@ -44,7 +45,7 @@ Messages name the object, the value and the remedy. ``TABLE`` says what each cla
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ __all__ = [
     "TransactionReverted",
     "UnknownModel",
     "UnknownNode",
+    "UnknownSubnet",
     "UnknownTask",
     "VerificationError",
     "WalletError",
@@ -141,6 +143,10 @@ class UnknownTask(RequestError):
 
 class UnknownNode(RequestError):
     """No record of this address is known, or none that counts any more."""
+
+
+class UnknownSubnet(RequestError):
+    """No subnet of this name or address is known, or none that validators have signed."""
 
 
 class ReplayConflict(RequestError):
@@ -254,11 +260,22 @@ class EndorsementRefused(NcnError):
     Attributes:
         settled: of a batch: the requests that are settled on chain already, with the nonce of the batch that did it.
         next_nonce: of a batch: lowest nonce under which it may be signed; 0 where it was not refused for its nonce.
+        invalid: of a batch: the requests whose receipts will never be signed, because their results are wrong.
+        wanted: the requests that must be shown with their whole answers first.
     """
 
-    def __init__(self, message: str, settled: Mapping[bytes, int] | None = None, next_nonce: int = 0) -> None:
+    def __init__(
+        self,
+        message: str,
+        settled: Mapping[bytes, int] | None = None,
+        next_nonce: int = 0,
+        *,
+        invalid: Iterable[bytes] = (),
+        wanted: Iterable[bytes] = (),
+    ) -> None:
         super().__init__(message)
         self.settled, self.next_nonce = dict(settled or {}), next_nonce
+        self.invalid, self.wanted = frozenset(invalid), frozenset(wanted)
 
 
 class WalletError(NcnError):
@@ -319,6 +336,7 @@ TABLE: dict[type[NcnError], ErrorCode] = {
     UnknownModel: ErrorCode("unknown-model", 404, "NOT_FOUND"),
     UnknownTask: ErrorCode("unknown-task", 404, "NOT_FOUND"),
     UnknownNode: ErrorCode("unknown-node", 404, "NOT_FOUND"),
+    UnknownSubnet: ErrorCode("unknown-subnet", 404, "NOT_FOUND"),
     ReplayConflict: ErrorCode("replay-conflict", 409, "ALREADY_EXISTS"),
     TaskEnded: ErrorCode("task-ended", 409, "FAILED_PRECONDITION"),
     DeadlineExpired: ErrorCode("deadline-expired", 408, "DEADLINE_EXCEEDED"),

@@ -12,7 +12,7 @@ Each hook is of one kind:
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +21,7 @@ import pluggy
 if TYPE_CHECKING:
     import click
 
+    from .committees import Epoch
     from .config import Settings
     from .models import (
         Candidates,
@@ -38,8 +39,9 @@ if TYPE_CHECKING:
         SignedReceipt,
     )
     from .node import Node
-    from .payments import PaymentConfirmation, PaymentDue, Quorum, Statement
+    from .payments import FeeDue, PaymentConfirmation, PaymentDue, Quorum
     from .signing import Signer
+    from .statements import Contradiction, Evidence, Reputation, Statement
     from .states import State
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -147,13 +149,13 @@ def ncn_confirm_payment(confirmation: PaymentConfirmation) -> Awaitable[None] | 
 
 
 @_kind("decision")
-def ncn_pay(due: PaymentDue, signer: Signer) -> Awaitable[bytes] | None:
-    """Pay what is due into escrow, with the client's key; the answer is the hash of the transaction, once it is final.
+def ncn_pay(due: PaymentDue | FeeDue, signer: Signer) -> Awaitable[bytes] | None:
+    """Pay what is due, into escrow or to the treasury; the answer is the hash of the transaction, once it is final.
 
-    Called by a client's commands, outside of any node. Decline another chain than yours.
+    Called by a user's commands, with the user's key, outside of any node. Decline another chain than yours.
 
     Raises:
-        PaymentRequired: the client has not so much.
+        PaymentRequired: who pays has not so much.
         ChainError: the chain does not answer.
     """
 
@@ -166,13 +168,79 @@ def ncn_recall(request_id: bytes) -> Awaitable[State | None] | None:
     """
 
 
+# --- validation ---
+
+
 @_kind("decision")
 def ncn_endorse(statement: Statement) -> Awaitable[Quorum] | None:
-    """Have a quorum of validators check a statement and sign it: terms, completion or failure of an escrow, a batch.
+    """Have a quorum of validators check a statement and sign it.
 
     Raises:
         EndorsementRefused: too few of them agree.
     """
+
+
+@_kind("decision")
+def ncn_vouch(statement: Statement, evidence: Mapping[bytes, Evidence]) -> Awaitable[tuple[Signature, ...]] | None:
+    """Check a statement, and sign it with the keys of the validators that this process speaks for.
+
+    Let every plugin refuse it first (``node.validation.inspect``). What was signed once is never contradicted.
+
+    Raises:
+        EndorsementRefused: what is wrong, or which evidence is wanted.
+    """
+
+
+@_kind("every")
+def ncn_inspect(statement: Statement, evidence: Mapping[bytes, Evidence]) -> Awaitable[None] | None:
+    """Refuse a statement that a validator of this process is about to sign, by raising.
+
+    Raises:
+        EndorsementRefused: what is wrong, or which evidence is wanted.
+    """
+
+
+@_kind("decision")
+def ncn_disclose(request_id: bytes) -> Awaitable[Evidence | None] | None:
+    """Give a validator a request that this gateway served, with its whole answer; None where it has it no more."""
+
+
+@_kind("decision")
+def ncn_epoch(number: int) -> Awaitable[Epoch] | None:
+    """Say which validators an epoch has, as pinned on chain; number 0 is the current epoch.
+
+    Raises:
+        ChainError: the chain does not answer, or has no such epoch.
+    """
+
+
+@_kind("decision")
+def ncn_report(statement: Statement | Contradiction, quorum: Quorum | None) -> Awaitable[str] | None:
+    """Put a quorum's verdict or performances on chain, or a contradiction, which needs no quorum.
+
+    The answer is the transaction's hash.
+
+    Raises:
+        TransactionReverted: it was reported before, there is no stake, or this process has no ether for the fee.
+        ChainError: the chain does not answer.
+    """
+
+
+@_kind("decision")
+def ncn_reputation(account: bytes, period: int) -> Awaitable[Reputation] | None:
+    """Say what the chain has of an account's conduct, and whether a period's performances are in it; period 0: none.
+
+    Raises:
+        ChainError: the chain does not answer.
+    """
+
+
+@_kind("notify")
+def ncn_standing(account: bytes, out: bool, reason: str) -> None:
+    """Hear that somebody may no longer be given work (``out``), or may again; must not block."""
+
+
+# --- services, settings, commands ---
 
 
 @_kind("around")

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any
 
 from . import digests
 from .errors import (
@@ -43,8 +40,9 @@ from .models import (
     Signature,
     SignedReceipt,
 )
-from .payments import Escrow, PaymentConfirmation, Quorum, Statement
+from .payments import Escrow, PaymentConfirmation
 from .reservations import Reservations, finish
+from .results import required, values
 from .signing import check_signature
 from .states import State
 from .tensors import check_tensors, pack_tensors, unpack_tensors
@@ -147,7 +145,7 @@ class Lifecycle:
             PaymentRequired: its fee is not covered.
             RequestError: it must not be tried.
         """
-        await _values(self._hook.ncn_check(request=request, manifest=manifest))
+        await values(self._hook.ncn_check(request=request, manifest=manifest))
 
     async def confirm_payment(self, confirmation: PaymentConfirmation) -> None:
         """Pass on a client's word that it has paid for a request.
@@ -166,16 +164,6 @@ class Lifecycle:
         state: State | None = None if found is None else await found
         return state
 
-    async def endorse(self, statement: Statement) -> Quorum:
-        """Return the validators' signatures over a statement.
-
-        Raises:
-            EndorsementRefused: too few of them agree.
-            NoHandlerError: no plugin reaches validators.
-        """
-        found = self._hook.ncn_endorse(statement=statement)
-        return await _required(found, "ncn_endorse", type(statement).__name__)  # type: ignore[no-any-return]
-
     async def register(self, record: Record) -> None:
         """Check a record and publish it through every plugin.
 
@@ -188,7 +176,7 @@ class Lifecycle:
         )
         if record.expires_ms <= self.clock():
             raise DeadlineExpired(f"the {record.kind} record expired at {record.expires_ms} ms")
-        await _values(self._hook.ncn_register(record=record))
+        await values(self._hook.ncn_register(record=record))
 
     # --- the walk ---
 
@@ -234,7 +222,7 @@ class Lifecycle:
                 if route is None:
                     walk.stage("route", self.limits.route_ms)
                     found = self._hook.ncn_route(request=request, candidates=candidates)
-                    route = await _required(found, "ncn_route", f"model 0x{request.model.hex()}")
+                    route = await required(found, "ncn_route", f"model 0x{request.model.hex()}")
                 walk.move(State.ROUTED, node=route.node)
                 walk.stage("reserve", self.limits.reserve_ms)
                 held = list[Lease]()
@@ -257,7 +245,7 @@ class Lifecycle:
                 walk.move(State.VALIDATED)
                 walk.stage("settle", self.limits.settle_ms)
                 found = self._hook.ncn_settle(receipt=signed, request=request)
-                settlement = await _required(found, "ncn_settle", f"payment mode {request.payment!r}")
+                settlement = await required(found, "ncn_settle", f"payment mode {request.payment!r}")
                 walk.move(State.SETTLED)
         except asyncio.CancelledError:
             walk.end(State.CANCELLED, "cancelled: the caller cancelled")
@@ -273,6 +261,17 @@ class Lifecycle:
             walk.end(State.FAILED, "internal: a plugin failed; the log has the cause")
             raise NcnError("a plugin failed; the log has the cause") from error
         return Outcome(route, tuple(chunks), signed, settlement)
+
+    async def repeat(self, request: InferenceRequest, manifest: ModelManifest) -> list[Chunk]:
+        """Execute a request again, as a validator: nothing is reserved, signed or settled.
+
+        Raises:
+            NcnError: it could not be executed here.
+        """
+        async with asyncio.timeout(self.limits.execute_ms / 1000):
+            leases = Leases(Route(ANONYMOUS, manifest), ())
+            chunks, _ = await self._execute(request, leases, lambda moved: None)
+        return chunks
 
     async def _execute(
         self, request: InferenceRequest, leases: Leases, observe: Observer
@@ -364,7 +363,7 @@ class Lifecycle:
             )
 
     async def _sign(self, signed: SignedReceipt) -> SignedReceipt:
-        for made in await _values(self._hook.ncn_sign(receipt=signed)):
+        for made in await values(self._hook.ncn_sign(receipt=signed)):
             if made is not None:
                 more = (made,) if isinstance(made, Signature) else tuple(made)
                 signed = replace(signed, signatures=signed.signatures + more)
@@ -378,23 +377,3 @@ class Lifecycle:
 
 def _detail(error: NcnError) -> str:
     return f"{code_of(error).code}: {error}"
-
-
-async def _values(results: Iterable[Any]) -> list[Any]:
-    """Await in turn what is awaitable; when one fails, those behind it are closed."""
-    waiting, values = deque(results), []
-    try:
-        while waiting:
-            result = waiting.popleft()
-            values.append(await result if inspect.isawaitable(result) else result)
-    finally:
-        for result in waiting:
-            if inspect.iscoroutine(result):
-                result.close()
-    return values
-
-
-async def _required(result: Awaitable[Any] | None, hook: str, what: str) -> Any:
-    if result is None:
-        raise NoHandlerError(f"no plugin answered {hook} for {what}; install or enable one that does")
-    return await result

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .config import Settings
     from .models import Event, SandboxSpec
     from .node import Node
-    from .payments import PaymentDue
+    from .payments import FeeDue, PaymentDue
     from .signing import Signer
 
 __all__ = ["ENTRY_POINT_GROUP", "HOOK_KINDS", "ROLES", "LoadedPlugin", "PluginSet", "build_manager", "find_plugins"]
@@ -90,6 +90,15 @@ class PluginSet:
             except Exception:
                 log.exception("plugin %s failed in ncn_event", plugin)
 
+    def standing(self, account: bytes, out: bool, reason: str) -> None:
+        """Tell every plugin that somebody may no longer be given work, or may again; as ``event``."""
+        for impl in reversed(self.hook.ncn_standing.get_hookimpls()):
+            known = {"account": account, "out": out, "reason": reason}
+            try:
+                impl.function(*(known[name] for name in impl.argnames))
+            except Exception:
+                log.exception("plugin %s failed in ncn_standing", impl.plugin_name)
+
     def settings(self) -> list[type[Settings]]:
         """Return the settings classes of all plugins."""
         return list(self.hook.ncn_settings())
@@ -110,8 +119,8 @@ class PluginSet:
         """Return the runtimes that some plugin executes."""
         return {name for names in self.hook.ncn_runtimes() for name in names}
 
-    async def pay(self, due: PaymentDue, signer: Signer) -> bytes:
-        """Pay what is due into escrow with ``signer``'s key; return the transaction's hash.
+    async def pay(self, due: PaymentDue | FeeDue, signer: Signer) -> bytes:
+        """Pay what is due with ``signer``'s key; return the transaction's hash.
 
         Raises:
             NoHandlerError: no plugin pays on this chain.

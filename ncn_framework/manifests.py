@@ -13,6 +13,9 @@ from .tensors import DTYPE_SIZES, MAX_RANK, TensorSpec
 
 __all__ = ["ManifestFile", "canonical_json", "manifest_from_json", "manifest_json"]
 
+_TOLERANCES = (0.0001, 1_000_000.0)
+"""Within these, Python and ECMAScript write a float alike; a tolerance has one canonical form."""
+
 
 def canonical_json(value: Any) -> bytes:
     """Return RFC 8785's form for values of strings, ints, bools, lists and objects with ASCII keys.
@@ -25,21 +28,23 @@ def canonical_json(value: Any) -> bytes:
 
 def manifest_json(manifest: ModelManifest) -> bytes:
     """Return the canonical JSON of a manifest: sorted keys, no white space, hashes and prices as strings."""
-    return canonical_json(
-        {
-            "schema": 1,
-            "name": manifest.name,
-            "version": manifest.version,
-            "runtime": manifest.runtime,
-            "architecture": manifest.architecture,
-            "files": [{"path": f.path, "size_bytes": f.size_bytes, "sha256": f.sha256.hex()} for f in manifest.files],
-            "inputs": [{"name": s.name, "dtype": s.dtype, "shape": list(s.shape)} for s in manifest.inputs],
-            "outputs": [{"name": s.name, "dtype": s.dtype, "shape": list(s.shape)} for s in manifest.outputs],
-            "parameters": dict(manifest.parameters),
-            "price": {"base_fee_wei": str(manifest.base_fee_wei), "unit_fee_wei": str(manifest.unit_fee_wei)},
-            "resources": {"memory_bytes": manifest.memory_bytes, "time_limit_ms": manifest.time_limit_ms},
-        }
-    )
+    found: dict[str, Any] = {
+        "schema": 1,
+        "name": manifest.name,
+        "version": manifest.version,
+        "runtime": manifest.runtime,
+        "architecture": manifest.architecture,
+        "files": [{"path": f.path, "size_bytes": f.size_bytes, "sha256": f.sha256.hex()} for f in manifest.files],
+        "inputs": [{"name": s.name, "dtype": s.dtype, "shape": list(s.shape)} for s in manifest.inputs],
+        "outputs": [{"name": s.name, "dtype": s.dtype, "shape": list(s.shape)} for s in manifest.outputs],
+        "parameters": dict(manifest.parameters),
+        "price": {"base_fee_wei": str(manifest.base_fee_wei), "unit_fee_wei": str(manifest.unit_fee_wei)},
+        "resources": {"memory_bytes": manifest.memory_bytes, "time_limit_ms": manifest.time_limit_ms},
+    }
+    if manifest.tolerance:  # left out where there is none: digests are those of manifests that do not know of it
+        tolerance = manifest.tolerance
+        found["tolerance"] = int(tolerance) if tolerance.is_integer() else tolerance
+    return canonical_json(found)
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -78,6 +83,7 @@ class ManifestFile(msgspec.Struct, forbid_unknown_fields=True):
     parameters: dict[str, bool | int | float | str] = {}
     price: _Price = msgspec.field(default_factory=_Price)
     resources: _Resources = msgspec.field(default_factory=_Resources)
+    tolerance: float = 0.0
 
 
 _manifest_decoder = msgspec.json.Decoder(ManifestFile)
@@ -100,6 +106,10 @@ def manifest_from_json(data: bytes) -> ModelManifest:
         limits = (raw.resources.memory_bytes, raw.resources.time_limit_ms)
         if min(prices) < 0 or max(prices) >= 2**96 or min(limits) <= 0 or max(limits) >= 2**63:
             raise ValueError("a price lies outside 0 to 2^96-1 wei, or a resource limit is not a positive 63-bit int")
+        if raw.tolerance and not _TOLERANCES[0] <= raw.tolerance <= _TOLERANCES[1]:
+            raise ValueError(
+                f"tolerance {raw.tolerance} lies outside {_TOLERANCES[0]} to {_TOLERANCES[1]}, and is not 0"
+            )
         return ModelManifest(
             name=raw.name,
             version=raw.version,
@@ -113,6 +123,7 @@ def manifest_from_json(data: bytes) -> ModelManifest:
             unit_fee_wei=prices[1],
             memory_bytes=raw.resources.memory_bytes,
             time_limit_ms=raw.resources.time_limit_ms,
+            tolerance=raw.tolerance,
         )
     except (ValueError, msgspec.DecodeError, RecursionError) as cause:
         raise ModelError(f"manifest is not valid: {cause}") from cause

@@ -100,6 +100,7 @@ class ModelManifest:
         unit_fee_wei: price of each unit on top (an architecture says what its unit is).
         memory_bytes: memory that a worker with this model may use.
         time_limit_ms: wall time that one execution may take.
+        tolerance: largest absolute difference of two float outputs that counts as equal; CPUs round differently.
     """
 
     name: str
@@ -114,6 +115,7 @@ class ModelManifest:
     unit_fee_wei: int = 0
     memory_bytes: int = 2 << 30
     time_limit_ms: int = 60_000
+    tolerance: float = 0.0
 
     @cached_property
     def digest(self) -> bytes:
@@ -313,16 +315,14 @@ class Receipt:
     """What was done for a request; signed by the node.
 
     Attributes:
-        request_id: of the request.
-        request_hash: of the request.
+        request_id, request_hash: of the request.
         model: manifest digest.
         output_hash: last link of the chunk chain.
         chunks: number of chunks.
         units: units used in all.
         fee_wei: what is owed.
         node: address of the node.
-        started_ms: the node began.
-        finished_ms: the node ended.
+        started_ms, finished_ms: when the node began and ended.
     """
 
     request_id: bytes

@@ -16,6 +16,7 @@ from .lifecycle import Lifecycle
 from .manager import LoadedPlugin, build_manager
 from .models import Domain
 from .signing import Signer, load_or_create_signer
+from .validation import Validation
 
 __all__ = ["Node", "serve", "until_signal"]
 
@@ -31,6 +32,8 @@ class Node:
         config: all settings.
         domain: that signatures are bound to.
         lifecycle: the walk through this node's plugins.
+        validation: what is asked of validators.
+        validators: keys of the validators that this process speaks for; set by the service that knows the chain.
         endpoints: what services say of where they listen, for people: name to address.
     """
 
@@ -41,6 +44,8 @@ class Node:
         self.endpoints: dict[str, str] = {}
         self.plugins = build_manager(plugins, self, role)
         self.lifecycle = Lifecycle(self.plugins, self.domain, config.core.stage_limits)
+        self.validation = Validation(self.plugins)
+        self.validators: tuple[Signer, ...] = ()
         self._failure: asyncio.Future[None] | None = None
 
     @cached_property

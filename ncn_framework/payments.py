@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 if TYPE_CHECKING:
-    from .models import InferenceRequest, SignedReceipt
+    from .models import SignedReceipt
 
 __all__ = [
     "ESCROW",
@@ -21,20 +21,16 @@ __all__ = [
     "VOUCHER",
     "Authorization",
     "Batch",
-    "BatchStatement",
     "Charge",
     "Claim",
-    "CompletionStatement",
     "Credit",
     "Escrow",
     "EscrowTerms",
-    "FailureStatement",
+    "FeeDue",
     "Offer",
     "PaymentConfirmation",
     "PaymentDue",
     "Quorum",
-    "Statement",
-    "TermsStatement",
     "TransferAuthorization",
     "Voucher",
 ]
@@ -172,6 +168,21 @@ class PaymentDue:
 
 
 @dataclass(frozen=True)
+class FeeDue:
+    """A fee to the network's treasury, such as that of a new subnet.
+
+    Attributes:
+        chain_id: of the chain.
+        amount_wei: of the token.
+        purpose: what it is for, in words; also the key under which it is paid once and not twice.
+    """
+
+    chain_id: int
+    amount_wei: int
+    purpose: str
+
+
+@dataclass(frozen=True)
 class PaymentConfirmation:
     """A client's word that it has paid for a request, in a transaction (32 bytes, its hash)."""
 
@@ -219,7 +230,7 @@ class Batch:
         nonce: higher than that of the last batch of this gateway on chain.
         epoch: whose validators sign.
         count: number of receipts.
-        receipts_root: Merkle root of their leaves (``digests.receipts_root``).
+        receipts_root: Merkle root of their leaves (``digests.charge_leaf``, ``merkle.root``).
         da_hash: SHA-256 of the receipts as published (``digests.charges_hash``).
         claims_hash, credits_hash: Keccak-256 of both lists as the contract is given them.
     """
@@ -251,51 +262,3 @@ class Charge:
     inputs_hash: bytes
     client: bytes
     request_signature: bytes
-
-
-# --- statements that validators endorse ---
-
-
-@dataclass(frozen=True)
-class BatchStatement:
-    """A batch with all that a validator needs to check it."""
-
-    batch: Batch
-    claims: tuple[Claim, ...]
-    credits: tuple[Credit, ...]
-    charges: tuple[Charge, ...]
-
-
-@dataclass(frozen=True)
-class TermsStatement:
-    """Price and node of an escrow request (the contract's ``Preprocess``).
-
-    ``fee_wei`` says how the amount came about: base and unit price of the model.
-    """
-
-    terms: EscrowTerms
-    escrow_id: bytes
-    request: InferenceRequest
-    base_fee_wei: int
-    unit_fee_wei: int
-
-
-@dataclass(frozen=True)
-class CompletionStatement:
-    """The result of an escrow request (the contract's ``Completion``)."""
-
-    terms: EscrowTerms
-    escrow_id: bytes
-    receipt: SignedReceipt
-
-
-@dataclass(frozen=True)
-class FailureStatement:
-    """An escrow request came to nothing (the contract's ``Failure``); ``reason`` is for people."""
-
-    terms: EscrowTerms
-    escrow_id: bytes
-    reason: str
-
-
-Statement = BatchStatement | TermsStatement | CompletionStatement | FailureStatement

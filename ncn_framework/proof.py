@@ -8,7 +8,6 @@ proof, so that a file with any byte changed is refused, white space included.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +15,9 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from . import digests, manifests
+from .canonical import check_canonical, malformed_at
 from .errors import NcnError, OutputRejected, VerificationError
+from .inclusion import Inclusion, InclusionJson, inclusion_from_json, inclusion_json
 from .models import ANONYMOUS, Chunk, Domain, InferenceRequest, ModelManifest, Receipt, SignedReceipt
 from .signing import address_hex, check_signature
 from .tensors import Tensor, check_tensors, pack_tensors, unpack_tensors
@@ -61,6 +62,7 @@ class _ProofJson(msgspec.Struct, forbid_unknown_fields=True):
     request: SubmitJson
     chunks: list[ChunkJson]
     receipt: ReceiptJson
+    inclusion: InclusionJson | None = None
 
 
 _decoder = msgspec.json.Decoder(_ProofJson)
@@ -76,6 +78,8 @@ class Proof:
         request: as it was hashed, and signed where the client has a key.
         chunks: of the answer, each with its link.
         receipt: with every signature.
+        inclusion: the batch in which the receipt was settled, and the validators' signatures over it; None before that,
+            and where nothing was owed.
     """
 
     domain: Domain
@@ -83,6 +87,7 @@ class Proof:
     request: InferenceRequest
     chunks: tuple[Chunk, ...]
     receipt: SignedReceipt
+    inclusion: Inclusion | None = None
 
     def to_json(self) -> bytes:
         """Return the canonical file.
@@ -106,8 +111,10 @@ class Proof:
             signature="0x" + request.signature.hex() if request.signature else None,
         )
         with _at("file"):
+            included = {} if self.inclusion is None else {"inclusion": inclusion_json(self.inclusion)}
             text = json.dumps(
                 {
+                    **msgspec.to_builtins(included),
                     "schema": SCHEMA,
                     "domain": {"chain_id": self.domain.chain_id, "contract": address_hex(self.domain.contract)},
                     "manifest": json.loads(manifests.manifest_json(self.manifest)),
@@ -147,7 +154,9 @@ class Proof:
             request = request_from_json(form.request, manifest, nonce=b"", limit_units=0, deadline_ms=0, payment="")
         with _at("request.model"):
             request = replace(request, model=hash_bytes(form.request.model, "model"))
-        return cls(domain, manifest, request, *_answered(form, manifest))
+        with _at("inclusion"):
+            inclusion = None if form.inclusion is None else inclusion_from_json(form.inclusion)
+        return cls(domain, manifest, request, *_answered(form, manifest), inclusion)
 
     @classmethod
     def from_answer(
@@ -175,6 +184,10 @@ class Proof:
         last, units = self._check_chunks(say)
         self._check_receipt(last, units, say)
         self._check_signatures(say)
+        if self.inclusion is not None:
+            with _at("inclusion"):
+                content = digests.inputs_hash(self.request.inputs)
+                self.inclusion.check(self.domain, self.receipt.receipt, content, say)
         if node is not None:
             if node != self.receipt.receipt.node:
                 raise VerificationError(
@@ -287,7 +300,7 @@ def verify(data: bytes, *, node: bytes | None = None, report: Report | None = No
         VerificationError: ``where`` names the field, or the line and byte.
     """
     proof = Proof.from_json(data)
-    _check_canonical(data, proof.to_json())
+    check_canonical(data, proof.to_json())
     if report is not None:
         report(f"form: canonical {SCHEMA}, {len(data)} bytes")
     proof.check(node=node, report=report)
@@ -343,57 +356,5 @@ def _decode(data: bytes) -> _ProofJson:
         what, _, path = str(cause).partition(" - at `$")
         raise VerificationError(path.strip(".`") or "file", what) from cause
     except (msgspec.DecodeError, RecursionError, ValueError) as cause:
-        where, what = _malformed(data, str(cause))
+        where, what = malformed_at(data, str(cause))
         raise VerificationError(where, what) from cause
-
-
-def _malformed(data: bytes, what: str) -> tuple[str, str]:
-    """Return where ``data`` stops being UTF-8 or JSON, and why."""
-    try:
-        data.decode()
-    except UnicodeDecodeError as error:
-        return _line(data, error.start), f"the file is not UTF-8: {error.reason}"
-    found = re.search(r" \(byte (\d+)\)$", what)
-    return (_line(data, int(found[1])), what[: found.start()]) if found else ("file", what)
-
-
-def _line(data: bytes, offset: int) -> str:
-    number = data.count(b"\n", 0, offset) + 1
-    return f"line {number}, byte {offset}"
-
-
-def _check_canonical(data: bytes, canonical: bytes) -> None:
-    """Raise at the first byte in which ``data`` differs from the canonical form of what it says."""
-    if data == canonical:
-        return
-    have, want = memoryview(data), memoryview(canonical)
-    low, high = 0, min(len(data), len(canonical))
-    while low < high:  # the first `low` bytes are equal, the first difference is no farther than `high`
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if have[low:middle] == want[low:middle] else (low, middle - 1)
-    field = _field_at(canonical, low)
-    raise VerificationError(
-        _line(data, low) + (f" ({field})" if field else ""),
-        f"not the canonical form: {data[low : low + 24]!r} where {canonical[low : low + 24]!r} belongs",
-    )
-
-
-def _field_at(canonical: bytes, offset: int) -> str:
-    """Return the path of the field whose line in the canonical form ``offset`` lies in; a line holds one value."""
-    path: list[str | int] = []
-    end = canonical.find(b"\n", offset)
-    for line in canonical[: end if end >= 0 else None].split(b"\n")[1:]:
-        text = line.lstrip(b" ")
-        depth = (len(line) - len(text)) // 2
-        del path[depth:]
-        if text[:1] in (b"}", b"]", b""):
-            continue
-        if len(path) == depth and isinstance(path[-1], int):
-            path[-1] += 1
-        elif key := re.match(rb'"((?:[^"\\]|\\.)*)": ', text):
-            path[depth - 1 :] = [key[1].decode()]
-        if text.endswith(b"["):
-            path.append(-1)  # the next line is element 0
-    if path and path[-1] == -1:
-        path.pop()
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")

@@ -200,6 +200,7 @@ any_manifest = st.builds(
     unit_fee_wei=st.integers(0, 2**96 - 1),
     memory_bytes=st.integers(1, 2**63 - 1),
     time_limit_ms=st.integers(1, 2**63 - 1),
+    tolerance=st.just(0.0) | st.floats(0.0001, 1e6),
 )
 
 
@@ -222,9 +223,21 @@ def test_every_field_of_a_manifest_is_in_its_digest() -> None:
         "parameters": {"a": 1},
         **dict.fromkeys(("base_fee_wei", "unit_fee_wei", "memory_bytes", "time_limit_ms"), 7),
         **dict.fromkeys(("name", "version", "runtime", "architecture"), "other"),
+        "tolerance": 0.5,
     }
     assert set(changes) == {f.name for f in fields(ModelManifest)}
     assert len({replace(manifest, **{n: v}).digest for n, v in changes.items()} | {manifest.digest}) == 1 + len(changes)
+
+
+@pytest.mark.parametrize(("tolerance", "written"), [(0.0001, b"0.0001"), (1.0, b"1"), (1e6, b"1000000"), (2.5, b"2.5")])
+def test_a_tolerance_is_written_as_in_other_languages(tolerance: float, written: bytes) -> None:
+    data = manifests.manifest_json(replace(fake_manifest(), tolerance=tolerance))
+    assert data.endswith(b',"tolerance":' + written + b',"version":"1"}')
+    assert manifests.manifest_from_json(data).tolerance == tolerance
+
+
+def test_no_tolerance_leaves_a_digest_as_it_was() -> None:
+    assert b"tolerance" not in manifests.manifest_json(fake_manifest())
 
 
 def broken(**changes: Any) -> bytes:
@@ -252,6 +265,10 @@ def broken(**changes: Any) -> bytes:
         (broken(price={"unit_fee_wei": 5}), "Expected `str`"),
         (broken(resources={"memory_bytes": 0}), "positive 63-bit int"),
         (broken(resources={"time_limit_ms": 2**63}), "positive 63-bit int"),
+        (broken(tolerance=-1), "tolerance -1.0 lies outside 0.0001 to 1000000.0"),
+        (broken(tolerance=0.00001), "tolerance 1e-05 lies outside"),
+        (broken(tolerance=2e6), "tolerance 2000000.0 lies outside"),
+        (broken(tolerance="0.1"), "Expected `float`"),
         (broken(parameters={"a": []}), "Expected"),
         (broken(parameters={"a": None}), "Expected"),
     ],

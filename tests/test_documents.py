@@ -25,6 +25,9 @@ import pytest
 from bench.network import Network
 from ncn_framework.digests import TYPES
 from ncn_framework.errors import TABLE
+from ncn_framework.signing import address_hex
+from ncn_payments.devkeys import accounts
+from ncn_registry.config import RegistrySettings
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(
@@ -116,7 +119,8 @@ def test_commands(document: Path, tmp_path: Path) -> None:
             elif "ncn serve" in command:
                 stack.enter_context(staying_up(command, " ready", tmp_path, environment))
                 started.append(command)
-                if started[0] in ("ncn serve", "ncn serve gateway") and command != "ncn serve gateway":
+                roles = " ".join(started)
+                if command == "ncn serve" or ("serve gateway" in roles and "serve compute" in roles):
                     network.wait_ready()
             else:
                 _run(command, ROOT if command.startswith("hatch") else tmp_path, environment)
@@ -129,6 +133,7 @@ def _run(command: str, folder: Path, environment: dict[str, str]) -> str:
             "gas": "",
             "overhead": "--seconds 0.2 --concurrency 2 --workload W1",
             "payments": "--seconds 0.2 --rounds 1 --settle 2",
+            "registry": "--quick",
             "routing": "",
             "startup": "--runs 1",
         }
@@ -182,6 +187,14 @@ def test_error_table_is_the_code() -> None:
     assert rows == expected
 
 
+def test_registry_settings_are_the_code() -> None:
+    text = (ROOT / "docs" / "registry.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| `([^`]+)` \| ", text, re.MULTILINE)
+    fields = RegistrySettings.model_fields
+    assert rows
+    assert rows == [(name, str(fields[name].default)) for name, _ in rows]
+
+
 def test_signed_types_are_the_code() -> None:
     text = (ROOT / "docs" / "protocol.md").read_text()
     rows = re.findall(r"^\| `(\w+\(\w+ .*?\))` \| ", text, re.MULTILINE)
@@ -189,17 +202,21 @@ def test_signed_types_are_the_code() -> None:
 
 
 @pytest.mark.e2e
-def test_readme_python(tmp_path: Path) -> None:
+@pytest.mark.parametrize("document", ["README.md", "docs/openai.md", "docs/registry.md"])
+def test_python_for_users_runs(document: str, tmp_path: Path) -> None:
     network = Network(tmp_path / "home", tmp_path / "unused")
     del network.environment["MODEL_PATH"], network.environment["NCN_GATEWAY_PAYMENT_MODES"]
     try:
         network.start()
         network.wait_ready()
-        (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+        (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / document).read_text(), re.DOTALL | re.MULTILINE)
         code = code.replace("http://127.0.0.1:8080", network.url)
         done = subprocess.run(
             [sys.executable, "-c", code], env=network.environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
+        if document == "docs/registry.md":  # the committee of a gateway, which is none of the five validators
+            validators = [address for name, address in accounts().items() if name.startswith("validator")]
+            assert sorted(done.stdout.split()) == sorted(map(address_hex, validators))
     finally:
         network.close()

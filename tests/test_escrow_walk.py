@@ -23,12 +23,14 @@ from ncn_framework.errors import (
 from ncn_framework.lifecycle import StageLimits
 from ncn_framework.manager import build_manager
 from ncn_framework.models import Chunk, Event, InferenceRequest
-from ncn_framework.payments import ESCROW, FailureStatement, PaymentConfirmation
+from ncn_framework.payments import ESCROW, PaymentConfirmation
 from ncn_framework.reservations import finish
+from ncn_framework.statements import FailureStatement
 from ncn_framework.states import State
 from ncn_framework.testing.fakes import FakeRuntime, ManualClock, as_plugins, fake_manifest, fake_request, fake_route
 from ncn_framework.testing.funds import FakeEscrow, FakeFunds, fake_due, fake_quorum
 from ncn_framework.testing.walks import RecordedWalk, asked_first, executing, fake_chunk, hang, refuse
+from ncn_framework.validation import Validation
 
 BEFORE = ["RECEIVED", "ROUTED", "RESERVED", "AWAITING_PAYMENT"]
 AFTER = [*BEFORE, "PAID", "EXECUTING"]
@@ -297,10 +299,10 @@ async def test_without_a_plugin_that_refuses_every_request_is_admitted() -> None
 async def test_a_statement_is_endorsed_by_who_reaches_validators() -> None:
     statement = FailureStatement(fake_due(fake_request(), fake_route()).terms, bytes(32), "the node is gone")
     funds = FakeFunds()
-    assert await Lifecycle(build_manager(as_plugins(funds))).endorse(statement) == fake_quorum()
+    assert await Validation(build_manager(as_plugins(funds))).endorse(statement) == fake_quorum()
     assert funds.statements == [statement]
     with pytest.raises(NoHandlerError, match="no plugin answered ncn_endorse for FailureStatement"):
-        await Lifecycle(build_manager([])).endorse(statement)
+        await Validation(build_manager([])).endorse(statement)
 
 
 # --- finish ---

@@ -7,7 +7,7 @@ import asyncio
 import inspect
 import re
 import textwrap
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +18,13 @@ import pytest
 import ncn_framework.errors
 import ncn_framework.models
 import ncn_framework.payments
+import ncn_framework.statements
 from ncn_framework import Node, Settings, Signer, hookimpl, hookspecs
+from ncn_framework.committees import Epoch
 from ncn_framework.manager import HOOK_KINDS, ROLES, LoadedPlugin, build_manager, find_plugins, loaded_plugin
-from ncn_framework.models import Event, InferenceRequest, ModelManifest, SandboxSpec
-from ncn_framework.payments import FailureStatement, PaymentConfirmation, PaymentDue, Quorum, Statement
+from ncn_framework.models import Event, InferenceRequest, ModelManifest, SandboxSpec, Signature
+from ncn_framework.payments import FeeDue, PaymentConfirmation, PaymentDue, Quorum
+from ncn_framework.statements import Contradiction, Evidence, FailureStatement, Reputation, Statement
 from ncn_framework.states import State
 from ncn_framework.tensors import pack_tensors
 from ncn_framework.testing.fakes import (
@@ -37,7 +40,7 @@ from ncn_framework.testing.funds import fake_due, fake_quorum
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "hooks.md"
 HOOKS = list(HOOK_KINDS)
-BUILT_IN = ("ncn_gateway", "ncn_compute", "ncn_client", "ncn_payments")
+BUILT_IN = ("ncn_gateway", "ncn_compute", "ncn_client", "ncn_payments", "ncn_registry")
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ def test_an_example_is_short_and_loads(hook: str) -> None:
     example = sections()[hook].example
     assert 3 <= len([line for line in example.splitlines() if line.strip()]) <= 10
     names = vars(ncn_framework.models) | vars(ncn_framework.payments) | vars(ncn_framework.errors)
+    names |= vars(ncn_framework.statements)
     namespace = {**names, "hookimpl": hookimpl, "asyncio": asyncio, "click": click, "pack_tensors": pack_tensors}
     namespace["asynccontextmanager"] = asynccontextmanager
     exec(  # noqa: S102 - our own document
@@ -163,7 +167,7 @@ class Witness(RecordingPlugin):
         return asyncio.sleep(0)
 
     @hookimpl
-    def ncn_pay(self, due: PaymentDue, signer: Signer) -> Awaitable[bytes]:
+    def ncn_pay(self, due: PaymentDue | FeeDue, signer: Signer) -> Awaitable[bytes]:
         self.note("ncn_pay")
         return self.pay()
 
@@ -185,6 +189,51 @@ class Witness(RecordingPlugin):
 
     async def endorse(self) -> Quorum:
         return fake_quorum()
+
+    @hookimpl
+    def ncn_vouch(self, statement: Statement, evidence: Mapping[bytes, Evidence]) -> Awaitable[tuple[Signature, ...]]:
+        self.note("ncn_vouch")
+        return self.vouch()
+
+    async def vouch(self) -> tuple[Signature, ...]:
+        return (Signature(bytes(20), bytes(65)),)
+
+    @hookimpl
+    def ncn_inspect(self, statement: Statement, evidence: Mapping[bytes, Evidence]) -> None:
+        self.note("ncn_inspect")
+
+    @hookimpl
+    def ncn_disclose(self, request_id: bytes) -> Awaitable[None]:
+        self.note("ncn_disclose")
+        return asyncio.sleep(0)
+
+    @hookimpl
+    def ncn_epoch(self, number: int) -> Awaitable[Epoch]:
+        self.note("ncn_epoch")
+        return self.epoch(number)
+
+    async def epoch(self, number: int) -> Epoch:
+        return Epoch(number, (), 1, 0, bytes(32), bytes(20))
+
+    @hookimpl
+    def ncn_report(self, statement: Statement | Contradiction, quorum: Quorum | None) -> Awaitable[str]:
+        self.note("ncn_report")
+        return self.report()
+
+    async def report(self) -> str:
+        return "0x01"
+
+    @hookimpl
+    def ncn_reputation(self, account: bytes, period: int) -> Awaitable[Reputation]:
+        self.note("ncn_reputation")
+        return self.reputation()
+
+    async def reputation(self) -> Reputation:
+        return Reputation(-20, booked=True)
+
+    @hookimpl
+    def ncn_standing(self, account: bytes, out: bool, reason: str) -> None:
+        self.note("ncn_standing")
 
     @hookimpl
     def ncn_serve(self, node: Node) -> AbstractAsyncContextManager[None]:
@@ -246,9 +295,42 @@ async def _recall(node: Node) -> None:
     assert await node.lifecycle.recall(bytes(32)) is State.SETTLED
 
 
+def _failure() -> FailureStatement:
+    return FailureStatement(fake_due(fake_request(), fake_route()).terms, bytes(32), "lost")
+
+
 async def _endorse(node: Node) -> None:
-    terms = fake_due(fake_request(), fake_route()).terms
-    assert await node.lifecycle.endorse(FailureStatement(terms, bytes(32), "lost")) == fake_quorum()
+    assert await node.validation.endorse(_failure()) == fake_quorum()
+
+
+async def _vouch(node: Node) -> None:
+    assert await node.validation.vouch(_failure(), {}) == (Signature(bytes(20), bytes(65)),)
+
+
+async def _inspect(node: Node) -> None:
+    await node.validation.inspect(_failure(), {})
+
+
+async def _disclose(node: Node) -> None:
+    assert await node.validation.disclose(bytes(32)) is None
+
+
+async def _epoch(node: Node) -> None:
+    assert (await node.validation.epoch(7)).number == 7
+
+
+async def _report(node: Node) -> None:
+    assert await node.validation.report(_failure(), fake_quorum()) == "0x01"
+    contradiction = Contradiction(bytes(20), _failure(), _failure(), bytes(65), bytes(65))
+    assert await node.validation.report(contradiction, None) == "0x01"
+
+
+async def _reputation(node: Node) -> None:
+    assert await node.validation.reputation(bytes(20), 3) == Reputation(-20, booked=True)
+
+
+async def _standing(node: Node) -> None:
+    node.plugins.standing(bytes(20), True, "slashed")
 
 
 async def _serve(node: Node) -> None:
@@ -289,6 +371,13 @@ TRIGGERS: dict[str, Callable[[Node], Awaitable[None]]] = {
     "ncn_pay": _pay,
     "ncn_recall": _recall,
     "ncn_endorse": _endorse,
+    "ncn_vouch": _vouch,
+    "ncn_inspect": _inspect,
+    "ncn_disclose": _disclose,
+    "ncn_epoch": _epoch,
+    "ncn_report": _report,
+    "ncn_reputation": _reputation,
+    "ncn_standing": _standing,
     "ncn_serve": _serve,
     "ncn_settings": _settings,
     "ncn_commands": _commands,

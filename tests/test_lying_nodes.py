@@ -32,6 +32,10 @@ def _other_fields(reply: Reply) -> None:
     reply.receipt = replace(reply.receipt, units=3)
 
 
+def _overcharges(reply: Reply) -> None:
+    reply.receipt = replace(reply.receipt, fee_wei=reply.receipt.fee_wei + 1)
+
+
 def _other_key(reply: Reply) -> None:
     reply.signer = OTHER
 
@@ -92,6 +96,7 @@ def _hangs_up(reply: Reply) -> None:
 
 LIES: list[tuple[Callable[[Reply], None], type[NcnError]]] = [
     (_other_fields, ReceiptRejected),
+    (_overcharges, ReceiptRejected),
     (_other_key, ReceiptRejected),
     (_broken_link, ChainBroken),
     (_dropped_chunk, ChainBroken),

@@ -201,9 +201,9 @@ async def test_escrow_over_grpc(paying: Network) -> None:
     assert len(final.payment.reference) == 66, "the transaction that paid it out"
 
 
-def escrow_request(running: Network, signer: Signer) -> InferenceRequest:
-    """Return a signed request to be paid by escrow."""
-    payer = Payer.of(running.url, running.home / "keys" / "client.key", MINILM, "free")
+def escrow_request(running: Network, signer: Signer, body: str = MINILM) -> InferenceRequest:
+    """Return a signed request, that asks for what ``body`` does, to be paid by escrow."""
+    payer = Payer.of(running.url, running.home / "keys" / "client.key", body, "free")
     request = InferenceRequest(
         model=payer.manifest.digest,
         inputs=payer.inputs,

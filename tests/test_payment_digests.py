@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ncn_framework import digests
+from ncn_framework import digests, merkle
 from ncn_framework.models import Domain, Receipt, Signature, SignedReceipt
 from ncn_framework.payments import Batch, Charge, Claim, Credit, EscrowTerms, TransferAuthorization, Voucher
 from ncn_framework.signing import recover
@@ -171,18 +171,18 @@ def test_a_leaf_is_hashed_twice(charge: Charge) -> None:
         charge.inputs_hash,
         receipt.output_hash,
     )
-    assert digests.receipt_leaf(charge) == digests.keccak(inner)
+    assert digests.charge_leaf(charge) == digests.keccak(inner)
 
 
 @quick
 @given(st.lists(charges, max_size=9), st.randoms())
 def test_every_receipt_is_proven_under_the_root_in_any_order(several: list[Charge], random: Any) -> None:
-    root = digests.receipts_root(several)
+    root = merkle.root(map(digests.charge_leaf, several))
     for charge in several:
-        leaf = digests.receipt_leaf(charge)
-        assert _processed(leaf, _proof(list(map(digests.receipt_leaf, several)), leaf)) == root
+        leaf = digests.charge_leaf(charge)
+        assert _processed(leaf, _proof(list(map(digests.charge_leaf, several)), leaf)) == root
     random.shuffle(several)
-    assert digests.receipts_root(several) == root
+    assert merkle.root(map(digests.charge_leaf, several)) == root
 
 
 def _proof(level: list[bytes], node: bytes) -> list[bytes]:
@@ -210,7 +210,7 @@ def _pair(one: bytes, other: bytes) -> bytes:
 
 
 def test_nothing_has_the_root_zero() -> None:
-    assert digests.receipts_root([]) == bytes(32)
+    assert merkle.root([]) == bytes(32)
 
 
 # --- sensitivity ---

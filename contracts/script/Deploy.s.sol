@@ -75,6 +75,7 @@ contract Deploy {
         parameters.guardian = VM.envOr("GUARDIAN", parameters.proposers[0]);
         parameters.registry = IValidatorRegistry.Config({
             minStake: uint96(VM.envOr("MIN_STAKE", uint256(10_000 ether))),
+            minBond: uint96(VM.envOr("MIN_BOND", uint256(1_000 ether))),
             epochLength: uint64(VM.envOr("EPOCH_LENGTH", uint256(1 days))),
             snapshotLifetime: uint64(VM.envOr("SNAPSHOT_LIFETIME", uint256(2 days))),
             disputeWindow: uint64(VM.envOr("DISPUTE_WINDOW", uint256(7 days))),

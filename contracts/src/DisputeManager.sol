@@ -4,6 +4,7 @@ pragma solidity 0.8.37;
 import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
 import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
 import {MerkleProof} from "@openzeppelin/contracts/utils/cryptography/MerkleProof.sol";
+import {MessageHashUtils} from "@openzeppelin/contracts/utils/cryptography/MessageHashUtils.sol";
 import {IDisputeManager} from "./interfaces/IDisputeManager.sol";
 import {IInferencePayment} from "./interfaces/IInferencePayment.sol";
 import {IStatements} from "./interfaces/IStatements.sol";
@@ -16,6 +17,10 @@ contract DisputeManager is EIP712, IDisputeManager {
         keccak256("Verdict(uint8 misconduct,address validator,bytes32 subject,uint32 epoch)");
     bytes32 private constant PERFORMANCES_TYPEHASH =
         keccak256("Performances(uint32 period,bytes32 performancesHash,uint32 epoch)");
+    bytes32 private constant RECEIPT_TYPEHASH = keccak256(
+        "Receipt(bytes32 requestId,bytes32 requestHash,bytes32 model,bytes32 outputHash,uint64 chunks,uint64 units,"
+        "uint96 fee,address node,uint64 startedMs,uint64 finishedMs)"
+    );
 
     /// @inheritdoc IDisputeManager
     IInferencePayment public immutable payment;
@@ -120,6 +125,19 @@ contract DisputeManager is EIP712, IDisputeManager {
     }
 
     /// @inheritdoc IDisputeManager
+    function reportInvalidResult(
+        NodeReceipt calldata receipt,
+        bytes calldata nodeSignature,
+        Endorsement calldata verdict
+    ) external {
+        bytes32 digest = hashNodeReceipt(receipt);
+        address signer = ECDSA.recoverCalldata(digest, nodeSignature);
+        if (signer != receipt.node) revert DisputeManager__NotOfNode(signer, receipt.node);
+        _checkVerdict(Misconduct.INVALID_RESULT, signer, digest, verdict);
+        _slash(Misconduct.INVALID_RESULT, signer, receipt.requestId);
+    }
+
+    /// @inheritdoc IDisputeManager
     function reportDowntime(address validator, uint32 period, Endorsement calldata verdict) external {
         bytes32 subject = bytes32(uint256(period));
         _checkVerdict(Misconduct.DOWNTIME, validator, subject, verdict);
@@ -163,6 +181,12 @@ contract DisputeManager is EIP712, IDisputeManager {
     {
         bytes32 performancesHash = keccak256(abi.encode(performances));
         return _hashTypedDataV4(keccak256(abi.encode(PERFORMANCES_TYPEHASH, period, performancesHash, epoch)));
+    }
+
+    /// @inheritdoc IDisputeManager
+    function hashNodeReceipt(NodeReceipt calldata receipt) public view returns (bytes32) {
+        bytes32 structHash = keccak256(abi.encode(RECEIPT_TYPEHASH, receipt));
+        return MessageHashUtils.toTypedDataHash(_statements.DOMAIN_SEPARATOR(), structHash);
     }
 
     /// @inheritdoc IDisputeManager

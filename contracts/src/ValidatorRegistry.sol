@@ -10,7 +10,7 @@ import {IValidatorRegistry} from "./interfaces/IValidatorRegistry.sol";
 import {EpochSnapshot} from "./libraries/EpochSnapshot.sol";
 import {Quorum} from "./libraries/Quorum.sol";
 
-/// @title Validators: stake, epochs, slashing, reputation, rewards
+/// @title Stake: validators, their epochs and rewards; compute nodes' bonds; slashing and reputation
 contract ValidatorRegistry is AccessControl, ReentrancyGuardTransient, IValidatorRegistry {
     using SafeERC20 for IERC20;
     using SafeCast for uint256;
@@ -20,6 +20,7 @@ contract ValidatorRegistry is AccessControl, ReentrancyGuardTransient, IValidato
         uint96 rewards;
         uint40 exitAt;
         State state;
+        bool isBond;
         int64 reputation;
         uint16 index; // in _active, while active
     }
@@ -39,6 +40,8 @@ contract ValidatorRegistry is AccessControl, ReentrancyGuardTransient, IValidato
     address public immutable treasury;
     /// @inheritdoc IValidatorRegistry
     uint96 public immutable minStake;
+    /// @inheritdoc IValidatorRegistry
+    uint96 public immutable minBond;
     /// @inheritdoc IValidatorRegistry
     uint64 public immutable epochLength;
     /// @inheritdoc IValidatorRegistry
@@ -70,7 +73,8 @@ contract ValidatorRegistry is AccessControl, ReentrancyGuardTransient, IValidato
         if (address(token_) == address(0) || admin == address(0) || treasury_ == address(0)) {
             revert ValidatorRegistry__ZeroAddress();
         }
-        bool sound = config.minStake > 0 && config.snapshotLifetime >= config.epochLength
+        bool sound = config.minBond > 0 && config.minBond <= config.minStake
+            && config.snapshotLifetime >= config.epochLength
             && config.unbondingPeriod >= uint256(config.snapshotLifetime) + config.disputeWindow
             && config.unbondingPeriod <= type(uint32).max;
         if (!sound) revert ValidatorRegistry__BadConfig(config);
@@ -78,6 +82,7 @@ contract ValidatorRegistry is AccessControl, ReentrancyGuardTransient, IValidato
         token = token_;
         treasury = treasury_;
         minStake = config.minStake;
+        minBond = config.minBond;
         epochLength = config.epochLength;
         snapshotLifetime = config.snapshotLifetime;
         disputeWindow = config.disputeWindow;
@@ -89,15 +94,19 @@ contract ValidatorRegistry is AccessControl, ReentrancyGuardTransient, IValidato
 
     /// @inheritdoc IValidatorRegistry
     function registerValidator(uint256 stake) external nonReentrant {
-        Validator storage validator = _validators[msg.sender];
-        if (validator.state != State.NONE && validator.state != State.EXITED) {
-            revert ValidatorRegistry__WrongState(msg.sender, validator.state);
-        }
-        if (stake < minStake) revert ValidatorRegistry__StakeTooLow(stake, minStake);
-        validator.stake = stake.toUint96();
+        Validator storage validator = _enter(stake, minStake);
         _activate(validator, msg.sender);
         emit ValidatorRegistered(msg.sender, stake);
         _pull(stake);
+    }
+
+    /// @inheritdoc IValidatorRegistry
+    function bond(uint256 amount) external nonReentrant {
+        Validator storage validator = _enter(amount, minBond);
+        validator.isBond = true;
+        validator.state = State.BONDED;
+        emit Bonded(msg.sender, amount);
+        _pull(amount);
     }
 
     /// @inheritdoc IValidatorRegistry
@@ -105,14 +114,15 @@ contract ValidatorRegistry is AccessControl, ReentrancyGuardTransient, IValidato
         if (amount == 0) revert ValidatorRegistry__ZeroAmount();
         Validator storage validator = _validators[msg.sender];
         State state = validator.state;
-        if (state != State.ACTIVE && state != State.JAILED) {
+        if (state != State.ACTIVE && state != State.JAILED && state != State.BONDED) {
             revert ValidatorRegistry__WrongState(msg.sender, state);
         }
         uint96 stake = validator.stake + amount.toUint96();
         validator.stake = stake;
         emit StakeAdded(msg.sender, amount, stake);
-        if (state == State.JAILED && stake >= minStake) {
-            _activate(validator, msg.sender);
+        if (state == State.JAILED && stake >= (validator.isBond ? minBond : minStake)) {
+            if (validator.isBond) validator.state = State.BONDED;
+            else _activate(validator, msg.sender);
             emit ValidatorFreed(msg.sender, stake);
         }
         _pull(amount);
@@ -124,7 +134,7 @@ contract ValidatorRegistry is AccessControl, ReentrancyGuardTransient, IValidato
         State state = validator.state;
         if (state == State.ACTIVE) {
             _deactivate(validator);
-        } else if (state != State.JAILED) {
+        } else if (state != State.JAILED && state != State.BONDED) {
             revert ValidatorRegistry__WrongState(msg.sender, state);
         }
         validator.state = State.EXITING;
@@ -142,6 +152,7 @@ contract ValidatorRegistry is AccessControl, ReentrancyGuardTransient, IValidato
         uint256 stake = validator.stake;
         validator.stake = 0;
         validator.exitAt = 0;
+        validator.isBond = false;
         validator.state = State.EXITED;
         emit ExitFinalized(msg.sender, stake);
         token.safeTransfer(msg.sender, stake);
@@ -240,8 +251,9 @@ contract ValidatorRegistry is AccessControl, ReentrancyGuardTransient, IValidato
         stake -= amount.toUint96();
         validator.stake = stake;
         emit ValidatorSlashed(account, tierBps, amount, evidence);
-        if (validator.state == State.ACTIVE && stake < minStake) {
-            _deactivate(validator);
+        bool short = validator.state == State.ACTIVE && stake < minStake;
+        if (short) _deactivate(validator);
+        if (short || validator.state == State.BONDED) {
             validator.state = State.JAILED;
             emit ValidatorJailed(account, stake);
         }
@@ -273,8 +285,23 @@ contract ValidatorRegistry is AccessControl, ReentrancyGuardTransient, IValidato
     }
 
     /// @inheritdoc IValidatorRegistry
+    function isBond(address account) external view returns (bool) {
+        return _validators[account].isBond;
+    }
+
+    /// @inheritdoc IValidatorRegistry
     function activeValidators() external view returns (address[] memory) {
         return _active;
+    }
+
+    /// @dev Notes the stake of the caller, who comes or comes back; what it is then, and the money, are the caller's part.
+    function _enter(uint256 stake, uint96 minimum) private returns (Validator storage validator) {
+        validator = _validators[msg.sender];
+        if (validator.state != State.NONE && validator.state != State.EXITED) {
+            revert ValidatorRegistry__WrongState(msg.sender, validator.state);
+        }
+        if (stake < minimum) revert ValidatorRegistry__StakeTooLow(stake, minimum);
+        validator.stake = stake.toUint96();
     }
 
     function _activate(Validator storage validator, address account) private {

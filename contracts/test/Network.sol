@@ -17,6 +17,7 @@ abstract contract Network {
 
     uint256 internal constant VALIDATORS = 5;
     uint256 internal constant STAKE = 10_000 ether;
+    uint256 internal constant BOND = 1_000 ether;
     uint256 internal constant START = 1_800_000_000;
 
     address internal immutable timelock = _named("timelock");
@@ -55,6 +56,7 @@ abstract contract Network {
     function registryConfig() internal pure virtual returns (IValidatorRegistry.Config memory) {
         return IValidatorRegistry.Config({
             minStake: uint96(STAKE),
+            minBond: uint96(BOND),
             epochLength: 1 days,
             snapshotLifetime: 2 days,
             disputeWindow: 7 days,

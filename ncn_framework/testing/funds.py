@@ -7,22 +7,17 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
+from .. import digests, merkle
 from ..errors import NcnError, PaymentRequired
 from ..hookspecs import hookimpl
+from ..inclusion import Inclusion
 from ..manager import ROLES
-from ..models import FREE, InferenceRequest, Lease, Route, Settlement, SignedReceipt
-from ..payments import (
-    ESCROW,
-    Authorization,
-    EscrowTerms,
-    Offer,
-    PaymentConfirmation,
-    PaymentDue,
-    Quorum,
-    Statement,
-)
+from ..models import FREE, Domain, InferenceRequest, Lease, Receipt, Route, Settlement, SignedReceipt
+from ..payments import ESCROW, Authorization, Batch, EscrowTerms, Offer, PaymentConfirmation, PaymentDue, Quorum
+from ..statements import Statement
+from .fakes import fake_signer
 
-__all__ = ["FakeEscrow", "FakeFunds", "fake_due", "fake_quorum"]
+__all__ = ["FakeEscrow", "FakeFunds", "fake_due", "fake_inclusion", "fake_quorum"]
 
 
 def fake_quorum(members: int = 3) -> Quorum:
@@ -43,6 +38,24 @@ def fake_due(request: InferenceRequest, route: Route, gateway: bytes = b"\x67" *
         request_hash=request.request_hash,
     )
     return PaymentDue(terms, request.request_id, b"\x65" * 20, 31337, fake_quorum())
+
+
+def fake_inclusion(domain: Domain, receipt: Receipt, inputs: bytes, others: int = 2) -> Inclusion:
+    """Return how a receipt was settled in a batch beside ``others``, which three of five made-up validators signed.
+
+    Args:
+        domain: that they sign for.
+        inputs: hash of the request's inputs.
+    """
+    channel = b"\x63" * 32
+    leaf = digests.receipt_leaf(receipt, channel, inputs)
+    leaves = [leaf, *(bytes([i + 1]) * 32 for i in range(others))]
+    batch = Batch(b"\x67" * 20, 1, 1, len(leaves), merkle.root(leaves), *(bytes([i]) * 32 for i in range(3)))
+    validators = [fake_signer(f"validator {i}") for i in range(5)]
+    digest = digests.batch_digest(domain, batch)
+    quorum = Quorum(1, 0b01011, tuple(validators[i].sign(digest).value for i in (0, 1, 3)))
+    members = tuple(validator.address for validator in validators)
+    return Inclusion(batch, channel, merkle.path(leaves, leaf), members, quorum, b"\x74" * 32)
 
 
 class FakeEscrow:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from ..models import ANONYMOUS
-from ..payments import Batch, BatchStatement, Charge, Claim, Credit
+from ..payments import Batch, Charge, Claim, Credit
+from ..statements import BatchStatement
 from . import messages_pb2 as pb
 from .convert import receipt_from_pb, receipt_to_pb
 from .convert_payments import sized, voucher_from_pb, voucher_to_pb, wei_from_pb
 
-__all__ = ["charge_from_pb", "charge_to_pb", "statement_from_pb", "statement_to_pb"]
+__all__ = ["batch_from_pb", "batch_to_pb", "charge_from_pb", "charge_to_pb"]
 
 
 def charge_to_pb(charge: Charge) -> pb.Charge:
@@ -37,7 +38,7 @@ def charge_from_pb(message: pb.Charge) -> Charge:
     )
 
 
-def statement_to_pb(statement: BatchStatement) -> pb.BatchStatement:
+def batch_to_pb(statement: BatchStatement) -> pb.BatchStatement:
     """Return the message of a batch with all that it rests on."""
     batch = statement.batch
     return pb.BatchStatement(
@@ -57,7 +58,7 @@ def statement_to_pb(statement: BatchStatement) -> pb.BatchStatement:
     )
 
 
-def statement_from_pb(message: pb.BatchStatement) -> BatchStatement:
+def batch_from_pb(message: pb.BatchStatement) -> BatchStatement:
     """Return the batch, unchecked but for form.
 
     Raises:

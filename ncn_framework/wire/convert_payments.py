@@ -12,6 +12,8 @@ __all__ = [
     "escrow_terms_to_pb",
     "payment_due_from_pb",
     "payment_due_to_pb",
+    "quorum_from_pb",
+    "quorum_to_pb",
     "sized",
     "transfer_to_pb",
     "voucher_from_pb",
@@ -122,6 +124,21 @@ def escrow_terms_from_pb(terms: pb.EscrowTerms) -> EscrowTerms:
     )
 
 
+def quorum_to_pb(quorum: Quorum) -> pb.Quorum:
+    """Return the message of a quorum."""
+    return pb.Quorum(epoch=quorum.epoch, bitmap=quorum.bitmap.to_bytes(32, "big"), signatures=quorum.signatures)
+
+
+def quorum_from_pb(message: pb.Quorum) -> Quorum:
+    """Return the quorum, unchecked but for form.
+
+    Raises:
+        MalformedRequest: the bitmap is not 32 bytes, or a signature not 65.
+    """
+    bitmap = int.from_bytes(sized(message.bitmap, 32, "quorum.bitmap"), "big")
+    return Quorum(message.epoch, bitmap, tuple(sized(one, 65, "quorum.signatures") for one in message.signatures))
+
+
 def payment_due_to_pb(due: PaymentDue) -> pb.PaymentStatus:
     """Return the message that tells a client what to pay into escrow."""
     terms = due.terms
@@ -133,9 +150,7 @@ def payment_due_to_pb(due: PaymentDue) -> pb.PaymentStatus:
         chain_id=due.chain_id,
         terms=escrow_terms_to_pb(terms),
         escrow_id=due.escrow_id,
-        quorum=pb.Quorum(
-            epoch=due.quorum.epoch, bitmap=due.quorum.bitmap.to_bytes(32, "big"), signatures=due.quorum.signatures
-        ),
+        quorum=quorum_to_pb(due.quorum),
     )
 
 
@@ -145,15 +160,10 @@ def payment_due_from_pb(message: pb.PaymentStatus) -> PaymentDue:
     Raises:
         MalformedRequest: a field is missing or malformed.
     """
-    quorum = message.quorum
     return PaymentDue(
         escrow_terms_from_pb(message.terms),
         escrow_id=sized(message.escrow_id, 32, "escrow_id"),
         contract=sized(message.contract, 20, "contract"),
         chain_id=message.chain_id,
-        quorum=Quorum(
-            quorum.epoch,
-            int.from_bytes(sized(quorum.bitmap, 32, "quorum.bitmap"), "big"),
-            tuple(sized(signature, 65, "quorum.signatures") for signature in quorum.signatures),
-        ),
+        quorum=quorum_from_pb(message.quorum),
     )

@@ -17,6 +17,8 @@ __all__ = [
     "hash_bytes",
     "payment_from_json",
     "payment_json",
+    "quorum_from_json",
+    "quorum_json",
     "voucher_from_json",
     "voucher_json",
     "wei_from_json",
@@ -122,6 +124,28 @@ def voucher_from_json(form: VoucherJson) -> Voucher:
     )
 
 
+def quorum_json(quorum: Quorum) -> QuorumJson:
+    """Return the JSON form of a quorum."""
+    return QuorumJson(quorum.epoch, hex(quorum.bitmap), ["0x" + signature.hex() for signature in quorum.signatures])
+
+
+def quorum_from_json(form: QuorumJson) -> Quorum:
+    """Return the quorum, unchecked but for form.
+
+    Raises:
+        MalformedRequest: a field is malformed.
+    """
+    if not 0 <= form.epoch < 2**63:
+        raise MalformedRequest("quorum.epoch is negative or passes 63 bits")
+    try:
+        bitmap = int(form.bitmap, 16)
+    except ValueError as cause:
+        raise MalformedRequest("quorum.bitmap is not 0x-hex") from cause
+    if not 0 <= bitmap < 2**256:
+        raise MalformedRequest("quorum.bitmap passes 256 bits")
+    return Quorum(form.epoch, bitmap, tuple(hash_bytes(one, "quorum.signatures", 65) for one in form.signatures))
+
+
 def payment_json(due: PaymentDue) -> PaymentJson:
     """Return the JSON form of what is to be paid."""
     terms = due.terms
@@ -139,9 +163,7 @@ def payment_json(due: PaymentDue) -> PaymentJson:
         escrow_id="0x" + due.escrow_id.hex(),
         contract=address_hex(due.contract),
         chain_id=due.chain_id,
-        quorum=QuorumJson(
-            due.quorum.epoch, hex(due.quorum.bitmap), ["0x" + signature.hex() for signature in due.quorum.signatures]
-        ),
+        quorum=quorum_json(due.quorum),
     )
 
 
@@ -151,15 +173,9 @@ def payment_from_json(form: PaymentJson) -> PaymentDue:
     Raises:
         MalformedRequest: a field is malformed.
     """
-    terms, quorum = form.terms, form.quorum
-    if not all(0 <= n < 2**63 for n in (terms.nonce, terms.epoch, terms.expiry_s, form.chain_id, quorum.epoch)):
+    terms = form.terms
+    if not all(0 <= n < 2**63 for n in (terms.nonce, terms.epoch, terms.expiry_s, form.chain_id)):
         raise MalformedRequest("a number of the payment is negative or passes 63 bits")
-    try:
-        bitmap = int(quorum.bitmap, 16)
-    except ValueError as cause:
-        raise MalformedRequest("quorum.bitmap is not 0x-hex") from cause
-    if not 0 <= bitmap < 2**256:
-        raise MalformedRequest("quorum.bitmap passes 256 bits")
     return PaymentDue(
         EscrowTerms(
             client=address_bytes(terms.client, "terms.client"),
@@ -174,7 +190,5 @@ def payment_from_json(form: PaymentJson) -> PaymentDue:
         escrow_id=hash_bytes(form.escrow_id, "escrow_id"),
         contract=address_bytes(form.contract, "contract"),
         chain_id=form.chain_id,
-        quorum=Quorum(
-            quorum.epoch, bitmap, tuple(hash_bytes(text, "quorum.signatures", 65) for text in quorum.signatures)
-        ),
+        quorum=quorum_from_json(form.quorum),
     )

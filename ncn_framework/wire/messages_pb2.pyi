@@ -253,6 +253,7 @@ class InferenceRequest(_message.Message):
     SIGNATURE_FIELD_NUMBER: _builtins.int
     VOUCHER_FIELD_NUMBER: _builtins.int
     TRANSFER_FIELD_NUMBER: _builtins.int
+    PREPROCESSING_FIELD_NUMBER: _builtins.int
     request_id: _builtins.bytes
     """Filled by the gateway; a client may leave it out, and is refused if it is not the id of client and nonce."""
     model: _builtins.bytes
@@ -278,6 +279,10 @@ class InferenceRequest(_message.Message):
     def voucher(self) -> Global___Voucher: ...
     @_builtins.property
     def transfer(self) -> Global___TransferAuthorization: ...
+    @_builtins.property
+    def preprocessing(self) -> Global___Preprocessing:
+        """RequestPreprocessingValidation alone: the terms to be checked."""
+
     def __init__(
         self,
         *,
@@ -294,10 +299,11 @@ class InferenceRequest(_message.Message):
         signature: _builtins.bytes = ...,
         voucher: Global___Voucher | None = ...,
         transfer: Global___TransferAuthorization | None = ...,
+        preprocessing: Global___Preprocessing | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["authorization", b"authorization", "transfer", b"transfer", "voucher", b"voucher"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["authorization", b"authorization", "preprocessing", b"preprocessing", "transfer", b"transfer", "voucher", b"voucher"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorization", b"authorization", "client", b"client", "deadline_ms", b"deadline_ms", "inputs", b"inputs", "limit_units", b"limit_units", "model", b"model", "model_name", b"model_name", "nonce", b"nonce", "parameters", b"parameters", "payment", b"payment", "request_id", b"request_id", "signature", b"signature", "transfer", b"transfer", "voucher", b"voucher"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorization", b"authorization", "client", b"client", "deadline_ms", b"deadline_ms", "inputs", b"inputs", "limit_units", b"limit_units", "model", b"model", "model_name", b"model_name", "nonce", b"nonce", "parameters", b"parameters", "payment", b"payment", "preprocessing", b"preprocessing", "request_id", b"request_id", "signature", b"signature", "transfer", b"transfer", "voucher", b"voucher"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_authorization: _TypeAlias = _typing.Literal["voucher", "transfer"]  # noqa: Y015
     _WhichOneofArgType_authorization: _TypeAlias = _typing.Literal["authorization", b"authorization"]  # noqa: Y015
@@ -949,30 +955,114 @@ class ValidatorSignature(_message.Message):
 
     VALIDATOR_FIELD_NUMBER: _builtins.int
     SIGNATURE_FIELD_NUMBER: _builtins.int
-    EPOCH_FIELD_NUMBER: _builtins.int
-    APPROVED_FIELD_NUMBER: _builtins.int
-    REASON_FIELD_NUMBER: _builtins.int
     validator: _builtins.bytes
     signature: _builtins.bytes
-    epoch: _builtins.int
-    approved: _builtins.bool
-    reason: _builtins.str
     def __init__(
         self,
         *,
         validator: _builtins.bytes = ...,
         signature: _builtins.bytes = ...,
-        epoch: _builtins.int = ...,
-        approved: _builtins.bool = ...,
-        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approved", b"approved", "epoch", b"epoch", "reason", b"reason", "signature", b"signature", "validator", b"validator"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["signature", b"signature", "validator", b"validator"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ValidatorSignature: _TypeAlias = ValidatorSignature  # noqa: Y015
+
+@_typing.final
+class Refusal(_message.Message):
+    """Why validators do not sign: too few of them agree, or they want to see more first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    SETTLED_FIELD_NUMBER: _builtins.int
+    NEXT_NONCE_FIELD_NUMBER: _builtins.int
+    INVALID_FIELD_NUMBER: _builtins.int
+    WANTED_FIELD_NUMBER: _builtins.int
+    message: _builtins.str
+    next_nonce: _builtins.int
+    @_builtins.property
+    def settled(self) -> _containers.RepeatedCompositeFieldContainer[Global___SettledRequest]:
+        """Of a batch: requests that are settled already, and lowest nonce under which it may be signed."""
+
+    @_builtins.property
+    def invalid(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Of a batch: requests whose receipts will never be signed, because their results are wrong."""
+
+    @_builtins.property
+    def wanted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Requests to be shown with their whole answers, in another call with the same statement."""
+
+    def __init__(
+        self,
+        *,
+        message: _builtins.str = ...,
+        settled: _abc.Iterable[Global___SettledRequest] | None = ...,
+        next_nonce: _builtins.int = ...,
+        invalid: _abc.Iterable[_builtins.bytes] | None = ...,
+        wanted: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["invalid", b"invalid", "message", b"message", "next_nonce", b"next_nonce", "settled", b"settled", "wanted", b"wanted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Refusal: _TypeAlias = Refusal  # noqa: Y015
+
+@_typing.final
+class SettledRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.bytes
+    nonce: _builtins.int
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.bytes = ...,
+        nonce: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettledRequest: _TypeAlias = SettledRequest  # noqa: Y015
+
+@_typing.final
+class Preprocessing(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TERMS_FIELD_NUMBER: _builtins.int
+    ESCROW_ID_FIELD_NUMBER: _builtins.int
+    BASE_FEE_WEI_FIELD_NUMBER: _builtins.int
+    UNIT_FEE_WEI_FIELD_NUMBER: _builtins.int
+    escrow_id: _builtins.bytes
+    base_fee_wei: _builtins.str
+    unit_fee_wei: _builtins.str
+    @_builtins.property
+    def terms(self) -> Global___EscrowTerms: ...
+    def __init__(
+        self,
+        *,
+        terms: Global___EscrowTerms | None = ...,
+        escrow_id: _builtins.bytes = ...,
+        base_fee_wei: _builtins.str = ...,
+        unit_fee_wei: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["terms", b"terms"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_fee_wei", b"base_fee_wei", "escrow_id", b"escrow_id", "terms", b"terms", "unit_fee_wei", b"unit_fee_wei"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Preprocessing: _TypeAlias = Preprocessing  # noqa: Y015
 
 @_typing.final
 class PreprocessingValidation(_message.Message):
@@ -984,6 +1074,7 @@ class PreprocessingValidation(_message.Message):
     FEE_WEI_FIELD_NUMBER: _builtins.int
     PAYMENT_TREE_FIELD_NUMBER: _builtins.int
     SIGNATURES_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
     request_id: _builtins.bytes
     commitment: _builtins.bytes
     node: _builtins.bytes
@@ -992,6 +1083,8 @@ class PreprocessingValidation(_message.Message):
     def payment_tree(self) -> Global___PaymentTree: ...
     @_builtins.property
     def signatures(self) -> _containers.RepeatedCompositeFieldContainer[Global___ValidatorSignature]: ...
+    @_builtins.property
+    def refusal(self) -> Global___Refusal: ...
     def __init__(
         self,
         *,
@@ -1001,10 +1094,11 @@ class PreprocessingValidation(_message.Message):
         fee_wei: _builtins.str = ...,
         payment_tree: Global___PaymentTree | None = ...,
         signatures: _abc.Iterable[Global___ValidatorSignature] | None = ...,
+        refusal: Global___Refusal | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["payment_tree", b"payment_tree"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["payment_tree", b"payment_tree", "refusal", b"refusal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commitment", b"commitment", "fee_wei", b"fee_wei", "node", b"node", "payment_tree", b"payment_tree", "request_id", b"request_id", "signatures", b"signatures"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commitment", b"commitment", "fee_wei", b"fee_wei", "node", b"node", "payment_tree", b"payment_tree", "refusal", b"refusal", "request_id", b"request_id", "signatures", b"signatures"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1017,22 +1111,35 @@ class ComputeCompletion(_message.Message):
     RECEIPT_FIELD_NUMBER: _builtins.int
     CHUNKS_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
+    ESCROW_ID_FIELD_NUMBER: _builtins.int
+    MANIFEST_FIELD_NUMBER: _builtins.int
+    escrow_id: _builtins.bytes
+    manifest: _builtins.bytes
+    """Canonical JSON of the model's manifest, beside the answer."""
     @_builtins.property
     def receipt(self) -> Global___Receipt: ...
     @_builtins.property
-    def chunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Chunk]: ...
+    def chunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Chunk]:
+        """The answer and its request, where validators want to see them."""
+
     @_builtins.property
     def request(self) -> Global___InferenceRequest: ...
+    @_builtins.property
+    def terms(self) -> Global___EscrowTerms: ...
     def __init__(
         self,
         *,
         receipt: Global___Receipt | None = ...,
         chunks: _abc.Iterable[Global___Chunk] | None = ...,
         request: Global___InferenceRequest | None = ...,
+        terms: Global___EscrowTerms | None = ...,
+        escrow_id: _builtins.bytes = ...,
+        manifest: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["receipt", b"receipt", "request", b"request"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["receipt", b"receipt", "request", b"request", "terms", b"terms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "receipt", b"receipt", "request", b"request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "escrow_id", b"escrow_id", "manifest", b"manifest", "receipt", b"receipt", "request", b"request", "terms", b"terms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1045,24 +1152,276 @@ class CompletionValidation(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     RESULT_HASH_FIELD_NUMBER: _builtins.int
     SIGNATURES_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
     request_id: _builtins.bytes
     result_hash: _builtins.bytes
     @_builtins.property
     def signatures(self) -> _containers.RepeatedCompositeFieldContainer[Global___ValidatorSignature]: ...
+    @_builtins.property
+    def refusal(self) -> Global___Refusal: ...
     def __init__(
         self,
         *,
         request_id: _builtins.bytes = ...,
         result_hash: _builtins.bytes = ...,
         signatures: _abc.Iterable[Global___ValidatorSignature] | None = ...,
+        refusal: Global___Refusal | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "result_hash", b"result_hash", "signatures", b"signatures"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal", "request_id", b"request_id", "result_hash", b"result_hash", "signatures", b"signatures"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CompletionValidation: _TypeAlias = CompletionValidation  # noqa: Y015
+
+@_typing.final
+class EscrowFailure(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TERMS_FIELD_NUMBER: _builtins.int
+    ESCROW_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    escrow_id: _builtins.bytes
+    reason: _builtins.str
+    signature: _builtins.bytes
+    """The gateway's, over the digest that the validators sign."""
+    @_builtins.property
+    def terms(self) -> Global___EscrowTerms: ...
+    def __init__(
+        self,
+        *,
+        terms: Global___EscrowTerms | None = ...,
+        escrow_id: _builtins.bytes = ...,
+        reason: _builtins.str = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["terms", b"terms"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["escrow_id", b"escrow_id", "reason", b"reason", "signature", b"signature", "terms", b"terms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EscrowFailure: _TypeAlias = EscrowFailure  # noqa: Y015
+
+@_typing.final
+class BatchValidation(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIGNATURES_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def signatures(self) -> _containers.RepeatedCompositeFieldContainer[Global___ValidatorSignature]: ...
+    @_builtins.property
+    def refusal(self) -> Global___Refusal: ...
+    def __init__(
+        self,
+        *,
+        signatures: _abc.Iterable[Global___ValidatorSignature] | None = ...,
+        refusal: Global___Refusal | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal", "signatures", b"signatures"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchValidation: _TypeAlias = BatchValidation  # noqa: Y015
+
+@_typing.final
+class Verdict(_message.Message):
+    """DisputeManager's Verdict: a node signed a wrong result."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTRACT_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    contract: _builtins.bytes
+    epoch: _builtins.int
+    reason: _builtins.str
+    @_builtins.property
+    def receipt(self) -> Global___Receipt: ...
+    def __init__(
+        self,
+        *,
+        contract: _builtins.bytes = ...,
+        epoch: _builtins.int = ...,
+        receipt: Global___Receipt | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["receipt", b"receipt"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contract", b"contract", "epoch", b"epoch", "reason", b"reason", "receipt", b"receipt"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
+
+@_typing.final
+class SubnetEndorsement(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
+    FEE_TRANSACTION_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    fee_transaction: _builtins.bytes
+    @_builtins.property
+    def record(self) -> Global___Record: ...
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        record: Global___Record | None = ...,
+        fee_transaction: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "fee_transaction", b"fee_transaction", "record", b"record"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubnetEndorsement: _TypeAlias = SubnetEndorsement  # noqa: Y015
+
+@_typing.final
+class Performance(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALIDATOR_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    TIMEOUTS_FIELD_NUMBER: _builtins.int
+    validator: _builtins.bytes
+    done: _builtins.int
+    failed: _builtins.int
+    timeouts: _builtins.int
+    def __init__(
+        self,
+        *,
+        validator: _builtins.bytes = ...,
+        done: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        timeouts: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "failed", b"failed", "timeouts", b"timeouts", "validator", b"validator"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Performance: _TypeAlias = Performance  # noqa: Y015
+
+@_typing.final
+class Performances(_message.Message):
+    """DisputeManager's Performances: what validators did in an epoch that is over."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTRACT_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    PERIOD_FIELD_NUMBER: _builtins.int
+    PERFORMANCES_FIELD_NUMBER: _builtins.int
+    contract: _builtins.bytes
+    epoch: _builtins.int
+    period: _builtins.int
+    @_builtins.property
+    def performances(self) -> _containers.RepeatedCompositeFieldContainer[Global___Performance]: ...
+    def __init__(
+        self,
+        *,
+        contract: _builtins.bytes = ...,
+        epoch: _builtins.int = ...,
+        period: _builtins.int = ...,
+        performances: _abc.Iterable[Global___Performance] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contract", b"contract", "epoch", b"epoch", "performances", b"performances", "period", b"period"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Performances: _TypeAlias = Performances  # noqa: Y015
+
+@_typing.final
+class StatementRequest(_message.Message):
+    """What one registry asks another, over libp2p."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREPROCESSING_FIELD_NUMBER: _builtins.int
+    COMPLETION_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    SUBNET_FIELD_NUMBER: _builtins.int
+    PERFORMANCES_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def preprocessing(self) -> Global___InferenceRequest: ...
+    @_builtins.property
+    def completion(self) -> Global___ComputeCompletion: ...
+    @_builtins.property
+    def failure(self) -> Global___EscrowFailure: ...
+    @_builtins.property
+    def batch(self) -> Global___BatchStatement: ...
+    @_builtins.property
+    def verdict(self) -> Global___Verdict: ...
+    @_builtins.property
+    def subnet(self) -> Global___SubnetEndorsement: ...
+    @_builtins.property
+    def performances(self) -> Global___Performances: ...
+    @_builtins.property
+    def evidence(self) -> _containers.RepeatedCompositeFieldContainer[Global___ComputeCompletion]:
+        """Requests with their answers."""
+
+    def __init__(
+        self,
+        *,
+        preprocessing: Global___InferenceRequest | None = ...,
+        completion: Global___ComputeCompletion | None = ...,
+        failure: Global___EscrowFailure | None = ...,
+        batch: Global___BatchStatement | None = ...,
+        verdict: Global___Verdict | None = ...,
+        subnet: Global___SubnetEndorsement | None = ...,
+        performances: Global___Performances | None = ...,
+        evidence: _abc.Iterable[Global___ComputeCompletion] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "completion", b"completion", "failure", b"failure", "performances", b"performances", "preprocessing", b"preprocessing", "statement", b"statement", "subnet", b"subnet", "verdict", b"verdict"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "completion", b"completion", "evidence", b"evidence", "failure", b"failure", "performances", b"performances", "preprocessing", b"preprocessing", "statement", b"statement", "subnet", b"subnet", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_statement: _TypeAlias = _typing.Literal["preprocessing", "completion", "failure", "batch", "verdict", "subnet", "performances"]  # noqa: Y015
+    _WhichOneofArgType_statement: _TypeAlias = _typing.Literal["statement", b"statement"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_statement) -> _WhichOneofReturnType_statement | None: ...
+
+Global___StatementRequest: _TypeAlias = StatementRequest  # noqa: Y015
+
+@_typing.final
+class StatementResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIGNATURES_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def signatures(self) -> _containers.RepeatedCompositeFieldContainer[Global___ValidatorSignature]: ...
+    @_builtins.property
+    def refusal(self) -> Global___Refusal: ...
+    def __init__(
+        self,
+        *,
+        signatures: _abc.Iterable[Global___ValidatorSignature] | None = ...,
+        refusal: Global___Refusal | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal", "signatures", b"signatures"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StatementResponse: _TypeAlias = StatementResponse  # noqa: Y015
 
 @_typing.final
 class Charge(_message.Message):
@@ -1169,6 +1528,7 @@ class BatchStatement(_message.Message):
     CLAIMS_FIELD_NUMBER: _builtins.int
     CREDITS_FIELD_NUMBER: _builtins.int
     CHARGES_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
     gateway: _builtins.bytes
     nonce: _builtins.int
     epoch: _builtins.int
@@ -1183,6 +1543,10 @@ class BatchStatement(_message.Message):
     def credits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Credit]: ...
     @_builtins.property
     def charges(self) -> _containers.RepeatedCompositeFieldContainer[Global___Charge]: ...
+    @_builtins.property
+    def evidence(self) -> _containers.RepeatedCompositeFieldContainer[Global___ComputeCompletion]:
+        """Requests with their answers, where validators want to see them."""
+
     def __init__(
         self,
         *,
@@ -1197,10 +1561,11 @@ class BatchStatement(_message.Message):
         claims: _abc.Iterable[Global___Claim] | None = ...,
         credits: _abc.Iterable[Global___Credit] | None = ...,
         charges: _abc.Iterable[Global___Charge] | None = ...,
+        evidence: _abc.Iterable[Global___ComputeCompletion] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["charges", b"charges", "claims", b"claims", "claims_hash", b"claims_hash", "count", b"count", "credits", b"credits", "credits_hash", b"credits_hash", "da_hash", b"da_hash", "epoch", b"epoch", "gateway", b"gateway", "nonce", b"nonce", "receipts_root", b"receipts_root"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charges", b"charges", "claims", b"claims", "claims_hash", b"claims_hash", "count", b"count", "credits", b"credits", "credits_hash", b"credits_hash", "da_hash", b"da_hash", "epoch", b"epoch", "evidence", b"evidence", "gateway", b"gateway", "nonce", b"nonce", "receipts_root", b"receipts_root"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

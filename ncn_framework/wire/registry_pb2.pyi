@@ -209,6 +209,7 @@ class RegistryPeer(_message.Message):
     REGISTRY_FIELD_NUMBER: _builtins.int
     GRPC_ADDR_FIELD_NUMBER: _builtins.int
     SOFTWARE_FIELD_NUMBER: _builtins.int
+    VALIDATORS_FIELD_NUMBER: _builtins.int
     peer_id: _builtins.str
     registry: _builtins.bytes
     """From the record of the registry that says it is this peer; empty where none does."""
@@ -216,6 +217,10 @@ class RegistryPeer(_message.Message):
     software: _builtins.str
     @_builtins.property
     def multiaddrs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def validators(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Validators whose records say that this peer speaks for them."""
+
     def __init__(
         self,
         *,
@@ -224,10 +229,11 @@ class RegistryPeer(_message.Message):
         registry: _builtins.bytes = ...,
         grpc_addr: _builtins.str = ...,
         software: _builtins.str = ...,
+        validators: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["grpc_addr", b"grpc_addr", "multiaddrs", b"multiaddrs", "peer_id", b"peer_id", "registry", b"registry", "software", b"software"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grpc_addr", b"grpc_addr", "multiaddrs", b"multiaddrs", "peer_id", b"peer_id", "registry", b"registry", "software", b"software", "validators", b"validators"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -254,6 +260,28 @@ class ListRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListRequest: _TypeAlias = ListRequest  # noqa: Y015
+
+@_typing.final
+class Network(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHAIN_ID_FIELD_NUMBER: _builtins.int
+    CONTRACT_FIELD_NUMBER: _builtins.int
+    chain_id: _builtins.int
+    contract: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        chain_id: _builtins.int = ...,
+        contract: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain_id", b"chain_id", "contract", b"contract"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Network: _TypeAlias = Network  # noqa: Y015
 
 @_typing.final
 class SubnetID(_message.Message):
@@ -330,12 +358,18 @@ class SubnetMetadata(_message.Message):
     PAYMENT_TREE_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
     RECORD_FIELD_NUMBER: _builtins.int
-    SIGNATURES_FIELD_NUMBER: _builtins.int
+    QUORUM_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    GATEWAYS_FIELD_NUMBER: _builtins.int
+    FEE_TRANSACTION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     owner: _builtins.bytes
     version: _builtins.int
     members: _builtins.int
+    description: _builtins.str
+    fee_transaction: _builtins.bytes
+    """That paid for the subnet, once and for all its versions."""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[_messages_pb2.ModelDescriptor]: ...
     @_builtins.property
@@ -343,7 +377,13 @@ class SubnetMetadata(_message.Message):
     @_builtins.property
     def record(self) -> _messages_pb2.Record: ...
     @_builtins.property
-    def signatures(self) -> _containers.RepeatedCompositeFieldContainer[_messages_pb2.ValidatorSignature]: ...
+    def quorum(self) -> _messages_pb2.Quorum:
+        """Of a quorum, in the order of the epoch's members."""
+
+    @_builtins.property
+    def gateways(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Addresses."""
+
     def __init__(
         self,
         *,
@@ -355,11 +395,14 @@ class SubnetMetadata(_message.Message):
         payment_tree: _messages_pb2.PaymentTree | None = ...,
         members: _builtins.int = ...,
         record: _messages_pb2.Record | None = ...,
-        signatures: _abc.Iterable[_messages_pb2.ValidatorSignature] | None = ...,
+        quorum: _messages_pb2.Quorum | None = ...,
+        description: _builtins.str = ...,
+        gateways: _abc.Iterable[_builtins.bytes] | None = ...,
+        fee_transaction: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["payment_tree", b"payment_tree", "record", b"record"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["payment_tree", b"payment_tree", "quorum", b"quorum", "record", b"record"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "members", b"members", "models", b"models", "name", b"name", "owner", b"owner", "payment_tree", b"payment_tree", "record", b"record", "signatures", b"signatures", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "fee_transaction", b"fee_transaction", "gateways", b"gateways", "id", b"id", "members", b"members", "models", b"models", "name", b"name", "owner", b"owner", "payment_tree", b"payment_tree", "quorum", b"quorum", "record", b"record", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -450,3 +493,47 @@ class ValidatorInfo(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ValidatorInfo: _TypeAlias = ValidatorInfo  # noqa: Y015
+
+@_typing.final
+class Reputation(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    ON_CHAIN_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    TIMEOUTS_FIELD_NUMBER: _builtins.int
+    RECEIPTS_FIELD_NUMBER: _builtins.int
+    account: _builtins.bytes
+    role: _builtins.str
+    """"validator" or "node"."""
+    points: _builtins.int
+    """On chain, and what is known here and not reported yet."""
+    on_chain: _builtins.int
+    done: _builtins.int
+    """Of a validator, not reported yet: statements signed, refused against a quorum, not answered in time."""
+    failed: _builtins.int
+    timeouts: _builtins.int
+    receipts: _builtins.int
+    """Of a compute node: settled."""
+    def __init__(
+        self,
+        *,
+        account: _builtins.bytes = ...,
+        role: _builtins.str = ...,
+        points: _builtins.int = ...,
+        on_chain: _builtins.int = ...,
+        done: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        timeouts: _builtins.int = ...,
+        receipts: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "done", b"done", "failed", b"failed", "on_chain", b"on_chain", "points", b"points", "receipts", b"receipts", "role", b"role", "timeouts", b"timeouts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reputation: _TypeAlias = Reputation  # noqa: Y015

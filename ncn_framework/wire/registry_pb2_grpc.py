@@ -80,6 +80,21 @@ class P2PRegistryServiceStub:
                 request_serializer=ncn__framework_dot_wire_dot_messages__pb2.ComputeCompletion.SerializeToString,
                 response_deserializer=ncn__framework_dot_wire_dot_messages__pb2.CompletionValidation.FromString,
                 _registered_method=True)
+        self.RequestFailureValidation = channel.unary_unary(
+                '/ncn.v1.P2PRegistryService/RequestFailureValidation',
+                request_serializer=ncn__framework_dot_wire_dot_messages__pb2.EscrowFailure.SerializeToString,
+                response_deserializer=ncn__framework_dot_wire_dot_messages__pb2.CompletionValidation.FromString,
+                _registered_method=True)
+        self.RequestBatchValidation = channel.unary_unary(
+                '/ncn.v1.P2PRegistryService/RequestBatchValidation',
+                request_serializer=ncn__framework_dot_wire_dot_messages__pb2.BatchStatement.SerializeToString,
+                response_deserializer=ncn__framework_dot_wire_dot_messages__pb2.BatchValidation.FromString,
+                _registered_method=True)
+        self.GetNetwork = channel.unary_unary(
+                '/ncn.v1.P2PRegistryService/GetNetwork',
+                request_serializer=ncn__framework_dot_wire_dot_messages__pb2.Empty.SerializeToString,
+                response_deserializer=ncn__framework_dot_wire_dot_registry__pb2.Network.FromString,
+                _registered_method=True)
         self.CreateSubnet = channel.unary_unary(
                 '/ncn.v1.P2PRegistryService/CreateSubnet',
                 request_serializer=ncn__framework_dot_wire_dot_registry__pb2.CreateSubnetRequest.SerializeToString,
@@ -94,6 +109,11 @@ class P2PRegistryServiceStub:
                 '/ncn.v1.P2PRegistryService/ListSubnets',
                 request_serializer=ncn__framework_dot_wire_dot_registry__pb2.ListRequest.SerializeToString,
                 response_deserializer=ncn__framework_dot_wire_dot_registry__pb2.SubnetMetadata.FromString,
+                _registered_method=True)
+        self.GetMembership = channel.unary_unary(
+                '/ncn.v1.P2PRegistryService/GetMembership',
+                request_serializer=ncn__framework_dot_wire_dot_messages__pb2.WalletAddress.SerializeToString,
+                response_deserializer=ncn__framework_dot_wire_dot_registry__pb2.SubnetMembership.FromString,
                 _registered_method=True)
         self.JoinSubnet = channel.unary_unary(
                 '/ncn.v1.P2PRegistryService/JoinSubnet',
@@ -139,6 +159,16 @@ class P2PRegistryServiceStub:
                 '/ncn.v1.P2PRegistryService/ListValidators',
                 request_serializer=ncn__framework_dot_wire_dot_registry__pb2.ListRequest.SerializeToString,
                 response_deserializer=ncn__framework_dot_wire_dot_registry__pb2.ValidatorInfo.FromString,
+                _registered_method=True)
+        self.GetReputation = channel.unary_unary(
+                '/ncn.v1.P2PRegistryService/GetReputation',
+                request_serializer=ncn__framework_dot_wire_dot_messages__pb2.WalletAddress.SerializeToString,
+                response_deserializer=ncn__framework_dot_wire_dot_registry__pb2.Reputation.FromString,
+                _registered_method=True)
+        self.ListReputations = channel.unary_stream(
+                '/ncn.v1.P2PRegistryService/ListReputations',
+                request_serializer=ncn__framework_dot_wire_dot_registry__pb2.ListRequest.SerializeToString,
+                response_deserializer=ncn__framework_dot_wire_dot_registry__pb2.Reputation.FromString,
                 _registered_method=True)
 
 
@@ -202,20 +232,49 @@ class P2PRegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def CreateSubnet(self, request, context):
+    def RequestFailureValidation(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def GetSubnet(self, request, context):
+    def RequestBatchValidation(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetNetwork(self, request, context):
+        """What network this registry belongs to: what signatures are bound to.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateSubnet(self, request, context):
+        """Has a quorum of validators sign a subnet's configuration: a new one, or the next version. What comes back is not
+        published yet: its owner signs a record of kind "endorsed-subnet", which holds both, and gives it to RegisterNode.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSubnet(self, request, context):
+        """A subnet by its owner's address or its name; as those below.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListSubnets(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMembership(self, request, context):
+        """What a node has joined, and whether it is alive or not.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -239,7 +298,8 @@ class P2PRegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AddModel(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """As CreateSubnet, for a version that differs from the last one by just this model.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -269,6 +329,19 @@ class P2PRegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListValidators(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetReputation(self, request, context):
+        """Of a validator or a compute node; of all that are known, by address (in lower case, as "after").
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListReputations(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -322,6 +395,21 @@ def add_P2PRegistryServiceServicer_to_server(servicer, server):
                     request_deserializer=ncn__framework_dot_wire_dot_messages__pb2.ComputeCompletion.FromString,
                     response_serializer=ncn__framework_dot_wire_dot_messages__pb2.CompletionValidation.SerializeToString,
             ),
+            'RequestFailureValidation': grpc.unary_unary_rpc_method_handler(
+                    servicer.RequestFailureValidation,
+                    request_deserializer=ncn__framework_dot_wire_dot_messages__pb2.EscrowFailure.FromString,
+                    response_serializer=ncn__framework_dot_wire_dot_messages__pb2.CompletionValidation.SerializeToString,
+            ),
+            'RequestBatchValidation': grpc.unary_unary_rpc_method_handler(
+                    servicer.RequestBatchValidation,
+                    request_deserializer=ncn__framework_dot_wire_dot_messages__pb2.BatchStatement.FromString,
+                    response_serializer=ncn__framework_dot_wire_dot_messages__pb2.BatchValidation.SerializeToString,
+            ),
+            'GetNetwork': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetNetwork,
+                    request_deserializer=ncn__framework_dot_wire_dot_messages__pb2.Empty.FromString,
+                    response_serializer=ncn__framework_dot_wire_dot_registry__pb2.Network.SerializeToString,
+            ),
             'CreateSubnet': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateSubnet,
                     request_deserializer=ncn__framework_dot_wire_dot_registry__pb2.CreateSubnetRequest.FromString,
@@ -336,6 +424,11 @@ def add_P2PRegistryServiceServicer_to_server(servicer, server):
                     servicer.ListSubnets,
                     request_deserializer=ncn__framework_dot_wire_dot_registry__pb2.ListRequest.FromString,
                     response_serializer=ncn__framework_dot_wire_dot_registry__pb2.SubnetMetadata.SerializeToString,
+            ),
+            'GetMembership': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMembership,
+                    request_deserializer=ncn__framework_dot_wire_dot_messages__pb2.WalletAddress.FromString,
+                    response_serializer=ncn__framework_dot_wire_dot_registry__pb2.SubnetMembership.SerializeToString,
             ),
             'JoinSubnet': grpc.unary_unary_rpc_method_handler(
                     servicer.JoinSubnet,
@@ -381,6 +474,16 @@ def add_P2PRegistryServiceServicer_to_server(servicer, server):
                     servicer.ListValidators,
                     request_deserializer=ncn__framework_dot_wire_dot_registry__pb2.ListRequest.FromString,
                     response_serializer=ncn__framework_dot_wire_dot_registry__pb2.ValidatorInfo.SerializeToString,
+            ),
+            'GetReputation': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetReputation,
+                    request_deserializer=ncn__framework_dot_wire_dot_messages__pb2.WalletAddress.FromString,
+                    response_serializer=ncn__framework_dot_wire_dot_registry__pb2.Reputation.SerializeToString,
+            ),
+            'ListReputations': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListReputations,
+                    request_deserializer=ncn__framework_dot_wire_dot_registry__pb2.ListRequest.FromString,
+                    response_serializer=ncn__framework_dot_wire_dot_registry__pb2.Reputation.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -637,6 +740,87 @@ class P2PRegistryService:
             _registered_method=True)
 
     @staticmethod
+    def RequestFailureValidation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ncn.v1.P2PRegistryService/RequestFailureValidation',
+            ncn__framework_dot_wire_dot_messages__pb2.EscrowFailure.SerializeToString,
+            ncn__framework_dot_wire_dot_messages__pb2.CompletionValidation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RequestBatchValidation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ncn.v1.P2PRegistryService/RequestBatchValidation',
+            ncn__framework_dot_wire_dot_messages__pb2.BatchStatement.SerializeToString,
+            ncn__framework_dot_wire_dot_messages__pb2.BatchValidation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetNetwork(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ncn.v1.P2PRegistryService/GetNetwork',
+            ncn__framework_dot_wire_dot_messages__pb2.Empty.SerializeToString,
+            ncn__framework_dot_wire_dot_registry__pb2.Network.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CreateSubnet(request,
             target,
             options=(),
@@ -707,6 +891,33 @@ class P2PRegistryService:
             '/ncn.v1.P2PRegistryService/ListSubnets',
             ncn__framework_dot_wire_dot_registry__pb2.ListRequest.SerializeToString,
             ncn__framework_dot_wire_dot_registry__pb2.SubnetMetadata.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMembership(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ncn.v1.P2PRegistryService/GetMembership',
+            ncn__framework_dot_wire_dot_messages__pb2.WalletAddress.SerializeToString,
+            ncn__framework_dot_wire_dot_registry__pb2.SubnetMembership.FromString,
             options,
             channel_credentials,
             insecure,
@@ -950,6 +1161,60 @@ class P2PRegistryService:
             '/ncn.v1.P2PRegistryService/ListValidators',
             ncn__framework_dot_wire_dot_registry__pb2.ListRequest.SerializeToString,
             ncn__framework_dot_wire_dot_registry__pb2.ValidatorInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetReputation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ncn.v1.P2PRegistryService/GetReputation',
+            ncn__framework_dot_wire_dot_messages__pb2.WalletAddress.SerializeToString,
+            ncn__framework_dot_wire_dot_registry__pb2.Reputation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListReputations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ncn.v1.P2PRegistryService/ListReputations',
+            ncn__framework_dot_wire_dot_registry__pb2.ListRequest.SerializeToString,
+            ncn__framework_dot_wire_dot_registry__pb2.Reputation.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,18 +44,32 @@ class P2PRegistryServiceStub:
     """The registries that this one is connected to."""
     RequestPreprocessingValidation: _grpc.UnaryUnaryMultiCallable[_messages_pb2.InferenceRequest, _messages_pb2.PreprocessingValidation]
     RequestCompletionValidation: _grpc.UnaryUnaryMultiCallable[_messages_pb2.ComputeCompletion, _messages_pb2.CompletionValidation]
+    RequestFailureValidation: _grpc.UnaryUnaryMultiCallable[_messages_pb2.EscrowFailure, _messages_pb2.CompletionValidation]
+    RequestBatchValidation: _grpc.UnaryUnaryMultiCallable[_messages_pb2.BatchStatement, _messages_pb2.BatchValidation]
+    GetNetwork: _grpc.UnaryUnaryMultiCallable[_messages_pb2.Empty, _registry_pb2.Network]
+    """What network this registry belongs to: what signatures are bound to."""
     CreateSubnet: _grpc.UnaryUnaryMultiCallable[_registry_pb2.CreateSubnetRequest, _registry_pb2.SubnetMetadata]
+    """Has a quorum of validators sign a subnet's configuration: a new one, or the next version. What comes back is not
+    published yet: its owner signs a record of kind "endorsed-subnet", which holds both, and gives it to RegisterNode.
+    """
     GetSubnet: _grpc.UnaryUnaryMultiCallable[_registry_pb2.SubnetID, _registry_pb2.SubnetMetadata]
+    """A subnet by its owner's address or its name; as those below."""
     ListSubnets: _grpc.UnaryStreamMultiCallable[_registry_pb2.ListRequest, _registry_pb2.SubnetMetadata]
+    GetMembership: _grpc.UnaryUnaryMultiCallable[_messages_pb2.WalletAddress, _registry_pb2.SubnetMembership]
+    """What a node has joined, and whether it is alive or not."""
     JoinSubnet: _grpc.UnaryUnaryMultiCallable[_registry_pb2.SubnetMembership, _messages_pb2.Ack]
     LeaveSubnet: _grpc.UnaryUnaryMultiCallable[_registry_pb2.SubnetMembership, _messages_pb2.Ack]
     ListSubnetMembers: _grpc.UnaryStreamMultiCallable[_registry_pb2.SubnetID, _messages_pb2.NodeInfo]
     AddModel: _grpc.UnaryUnaryMultiCallable[_registry_pb2.SubnetModel, _registry_pb2.SubnetMetadata]
+    """As CreateSubnet, for a version that differs from the last one by just this model."""
     RemoveModel: _grpc.UnaryUnaryMultiCallable[_registry_pb2.SubnetModel, _registry_pb2.SubnetMetadata]
     GetModel: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ModelID, _messages_pb2.ModelDescriptor]
     ListModels: _grpc.UnaryStreamMultiCallable[_registry_pb2.ListRequest, _messages_pb2.ModelDescriptor]
     GetValidator: _grpc.UnaryUnaryMultiCallable[_messages_pb2.WalletAddress, _registry_pb2.ValidatorInfo]
     ListValidators: _grpc.UnaryStreamMultiCallable[_registry_pb2.ListRequest, _registry_pb2.ValidatorInfo]
+    GetReputation: _grpc.UnaryUnaryMultiCallable[_messages_pb2.WalletAddress, _registry_pb2.Reputation]
+    """Of a validator or a compute node; of all that are known, by address (in lower case, as "after")."""
+    ListReputations: _grpc.UnaryStreamMultiCallable[_registry_pb2.ListRequest, _registry_pb2.Reputation]
 
 @_typing.type_check_only
 class P2PRegistryServiceAsyncStub(P2PRegistryServiceStub):
@@ -72,18 +86,32 @@ class P2PRegistryServiceAsyncStub(P2PRegistryServiceStub):
     """The registries that this one is connected to."""
     RequestPreprocessingValidation: _aio.UnaryUnaryMultiCallable[_messages_pb2.InferenceRequest, _messages_pb2.PreprocessingValidation]  # type: ignore[assignment]
     RequestCompletionValidation: _aio.UnaryUnaryMultiCallable[_messages_pb2.ComputeCompletion, _messages_pb2.CompletionValidation]  # type: ignore[assignment]
+    RequestFailureValidation: _aio.UnaryUnaryMultiCallable[_messages_pb2.EscrowFailure, _messages_pb2.CompletionValidation]  # type: ignore[assignment]
+    RequestBatchValidation: _aio.UnaryUnaryMultiCallable[_messages_pb2.BatchStatement, _messages_pb2.BatchValidation]  # type: ignore[assignment]
+    GetNetwork: _aio.UnaryUnaryMultiCallable[_messages_pb2.Empty, _registry_pb2.Network]  # type: ignore[assignment]
+    """What network this registry belongs to: what signatures are bound to."""
     CreateSubnet: _aio.UnaryUnaryMultiCallable[_registry_pb2.CreateSubnetRequest, _registry_pb2.SubnetMetadata]  # type: ignore[assignment]
+    """Has a quorum of validators sign a subnet's configuration: a new one, or the next version. What comes back is not
+    published yet: its owner signs a record of kind "endorsed-subnet", which holds both, and gives it to RegisterNode.
+    """
     GetSubnet: _aio.UnaryUnaryMultiCallable[_registry_pb2.SubnetID, _registry_pb2.SubnetMetadata]  # type: ignore[assignment]
+    """A subnet by its owner's address or its name; as those below."""
     ListSubnets: _aio.UnaryStreamMultiCallable[_registry_pb2.ListRequest, _registry_pb2.SubnetMetadata]  # type: ignore[assignment]
+    GetMembership: _aio.UnaryUnaryMultiCallable[_messages_pb2.WalletAddress, _registry_pb2.SubnetMembership]  # type: ignore[assignment]
+    """What a node has joined, and whether it is alive or not."""
     JoinSubnet: _aio.UnaryUnaryMultiCallable[_registry_pb2.SubnetMembership, _messages_pb2.Ack]  # type: ignore[assignment]
     LeaveSubnet: _aio.UnaryUnaryMultiCallable[_registry_pb2.SubnetMembership, _messages_pb2.Ack]  # type: ignore[assignment]
     ListSubnetMembers: _aio.UnaryStreamMultiCallable[_registry_pb2.SubnetID, _messages_pb2.NodeInfo]  # type: ignore[assignment]
     AddModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.SubnetModel, _registry_pb2.SubnetMetadata]  # type: ignore[assignment]
+    """As CreateSubnet, for a version that differs from the last one by just this model."""
     RemoveModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.SubnetModel, _registry_pb2.SubnetMetadata]  # type: ignore[assignment]
     GetModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.ModelID, _messages_pb2.ModelDescriptor]  # type: ignore[assignment]
     ListModels: _aio.UnaryStreamMultiCallable[_registry_pb2.ListRequest, _messages_pb2.ModelDescriptor]  # type: ignore[assignment]
     GetValidator: _aio.UnaryUnaryMultiCallable[_messages_pb2.WalletAddress, _registry_pb2.ValidatorInfo]  # type: ignore[assignment]
     ListValidators: _aio.UnaryStreamMultiCallable[_registry_pb2.ListRequest, _registry_pb2.ValidatorInfo]  # type: ignore[assignment]
+    GetReputation: _aio.UnaryUnaryMultiCallable[_messages_pb2.WalletAddress, _registry_pb2.Reputation]  # type: ignore[assignment]
+    """Of a validator or a compute node; of all that are known, by address (in lower case, as "after")."""
+    ListReputations: _aio.UnaryStreamMultiCallable[_registry_pb2.ListRequest, _registry_pb2.Reputation]  # type: ignore[assignment]
 
 class P2PRegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -153,18 +181,44 @@ class P2PRegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_messages_pb2.CompletionValidation, _abc.Awaitable[_messages_pb2.CompletionValidation]]: ...
 
     @_abc_1.abstractmethod
+    def RequestFailureValidation(
+        self,
+        request: _messages_pb2.EscrowFailure,
+        context: _ServicerContext,
+    ) -> _typing.Union[_messages_pb2.CompletionValidation, _abc.Awaitable[_messages_pb2.CompletionValidation]]: ...
+
+    @_abc_1.abstractmethod
+    def RequestBatchValidation(
+        self,
+        request: _messages_pb2.BatchStatement,
+        context: _ServicerContext,
+    ) -> _typing.Union[_messages_pb2.BatchValidation, _abc.Awaitable[_messages_pb2.BatchValidation]]: ...
+
+    @_abc_1.abstractmethod
+    def GetNetwork(
+        self,
+        request: _messages_pb2.Empty,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.Network, _abc.Awaitable[_registry_pb2.Network]]:
+        """What network this registry belongs to: what signatures are bound to."""
+
+    @_abc_1.abstractmethod
     def CreateSubnet(
         self,
         request: _registry_pb2.CreateSubnetRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_registry_pb2.SubnetMetadata, _abc.Awaitable[_registry_pb2.SubnetMetadata]]: ...
+    ) -> _typing.Union[_registry_pb2.SubnetMetadata, _abc.Awaitable[_registry_pb2.SubnetMetadata]]:
+        """Has a quorum of validators sign a subnet's configuration: a new one, or the next version. What comes back is not
+        published yet: its owner signs a record of kind "endorsed-subnet", which holds both, and gives it to RegisterNode.
+        """
 
     @_abc_1.abstractmethod
     def GetSubnet(
         self,
         request: _registry_pb2.SubnetID,
         context: _ServicerContext,
-    ) -> _typing.Union[_registry_pb2.SubnetMetadata, _abc.Awaitable[_registry_pb2.SubnetMetadata]]: ...
+    ) -> _typing.Union[_registry_pb2.SubnetMetadata, _abc.Awaitable[_registry_pb2.SubnetMetadata]]:
+        """A subnet by its owner's address or its name; as those below."""
 
     @_abc_1.abstractmethod
     def ListSubnets(
@@ -172,6 +226,14 @@ class P2PRegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.ListRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_registry_pb2.SubnetMetadata], _abc.AsyncIterator[_registry_pb2.SubnetMetadata]]: ...
+
+    @_abc_1.abstractmethod
+    def GetMembership(
+        self,
+        request: _messages_pb2.WalletAddress,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.SubnetMembership, _abc.Awaitable[_registry_pb2.SubnetMembership]]:
+        """What a node has joined, and whether it is alive or not."""
 
     @_abc_1.abstractmethod
     def JoinSubnet(
@@ -199,7 +261,8 @@ class P2PRegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _registry_pb2.SubnetModel,
         context: _ServicerContext,
-    ) -> _typing.Union[_registry_pb2.SubnetMetadata, _abc.Awaitable[_registry_pb2.SubnetMetadata]]: ...
+    ) -> _typing.Union[_registry_pb2.SubnetMetadata, _abc.Awaitable[_registry_pb2.SubnetMetadata]]:
+        """As CreateSubnet, for a version that differs from the last one by just this model."""
 
     @_abc_1.abstractmethod
     def RemoveModel(
@@ -235,5 +298,20 @@ class P2PRegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.ListRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_registry_pb2.ValidatorInfo], _abc.AsyncIterator[_registry_pb2.ValidatorInfo]]: ...
+
+    @_abc_1.abstractmethod
+    def GetReputation(
+        self,
+        request: _messages_pb2.WalletAddress,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.Reputation, _abc.Awaitable[_registry_pb2.Reputation]]:
+        """Of a validator or a compute node; of all that are known, by address (in lower case, as "after")."""
+
+    @_abc_1.abstractmethod
+    def ListReputations(
+        self,
+        request: _registry_pb2.ListRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_registry_pb2.Reputation], _abc.AsyncIterator[_registry_pb2.Reputation]]: ...
 
 def add_P2PRegistryServiceServicer_to_server(servicer: P2PRegistryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -16,7 +16,7 @@ from typing import Any
 
 from msgspec import Struct, structs
 
-from ncn_framework import Signer, digests, manifests
+from ncn_framework import Signer, digests, manifests, merkle
 from ncn_framework.models import (
     ANONYMOUS,
     Chunk,
@@ -172,7 +172,7 @@ def payment_vectors() -> dict[str, Any]:
         nonce=2**64 - 1,
         epoch=2**32 - 1,
         count=len(charged),
-        receipts_root=digests.receipts_root(charged),
+        receipts_root=merkle.root(map(digests.charge_leaf, charged)),
         da_hash=digests.charges_hash(charged),
         claims_hash=digests.claims_hash(claims),
         credits_hash=digests.credits_hash(credits),
@@ -213,11 +213,11 @@ def payment_vectors() -> dict[str, Any]:
                     "inputs_hash": charge.inputs_hash,
                     "client": charge.client,
                     "request_signature": charge.request_signature,
-                    "leaf": digests.receipt_leaf(charge),
+                    "leaf": digests.charge_leaf(charge),
                 }
                 for charge in charged
             ],
-            "roots": [digests.receipts_root(charged[:count]) for count in range(len(charged) + 1)],
+            "roots": [merkle.root(map(digests.charge_leaf, charged[:count])) for count in range(len(charged) + 1)],
             "charges_hash": batch.da_hash,
         },
         "batch": _row(batch, digests=_bound(lambda d: digests.batch_digest(d, batch))),

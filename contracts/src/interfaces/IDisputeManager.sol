@@ -13,7 +13,7 @@ import {IValidatorRegistry} from "./IValidatorRegistry.sol";
 /// | misconduct | evidence | stake taken |
 /// |-|-|-|
 /// | DOWNTIME | a verdict | 10% |
-/// | INVALID_RESULT | the validator's signature under the result, and a verdict | 30% |
+/// | INVALID_RESULT | the signature of the validator, or of the node, under the result, and a verdict | 30% |
 /// | INVALID_SIGNATURE | two signatures of one validator that contradict each other | 50% |
 /// | COLLUSION | two quorums that contradict each other: from whoever is in both | 100% |
 interface IDisputeManager {
@@ -53,6 +53,32 @@ interface IDisputeManager {
         bytes32 outputHash;
     }
 
+    /// @notice A receipt as the node signs it, under the EIP-712 domain of the payment contract, with the type `Receipt`
+    /// of the same members: `Receipt(bytes32 requestId,bytes32 requestHash,bytes32 model,bytes32 outputHash,uint64 chunks,
+    /// uint64 units,uint96 fee,address node,uint64 startedMs,uint64 finishedMs)`.
+    /// @param requestId of the request
+    /// @param requestHash of all of the request's content
+    /// @param model hash of the model's manifest
+    /// @param outputHash of the outputs
+    /// @param chunks of the output
+    /// @param units that are paid for
+    /// @param fee for the request
+    /// @param node who computed, and signed
+    /// @param startedMs Unix time in milliseconds
+    /// @param finishedMs Unix time in milliseconds
+    struct NodeReceipt {
+        bytes32 requestId;
+        bytes32 requestHash;
+        bytes32 model;
+        bytes32 outputHash;
+        uint64 chunks;
+        uint64 units;
+        uint96 fee;
+        address node;
+        uint64 startedMs;
+        uint64 finishedMs;
+    }
+
     /// @notice Signatures of a quorum.
     /// @param epoch whose members signed
     /// @param bitmap bit i stands for member i of the epoch
@@ -75,7 +101,7 @@ interface IDisputeManager {
         uint32 timeouts;
     }
 
-    /// @notice Evidence was accepted and the validator slashed.
+    /// @notice Evidence was accepted and the validator, or the compute node, slashed.
     event MisconductProven(
         Misconduct indexed misconduct, address indexed validator, bytes32 indexed subject, uint256 amount
     );
@@ -92,6 +118,8 @@ interface IDisputeManager {
     error DisputeManager__NoCommonSigner();
     /// @notice A failure is no result that could be invalid.
     error DisputeManager__NoResult(bytes32 requestId);
+    /// @notice The receipt was signed by another than the node that it names.
+    error DisputeManager__NotOfNode(address signer, address node);
     /// @notice The receipt is not in the batch's tree.
     error DisputeManager__NotInBatch(bytes32 leaf, bytes32 receiptsRoot);
     /// @notice The validator was no member of that epoch.
@@ -181,6 +209,18 @@ interface IDisputeManager {
         Endorsement calldata verdict
     ) external;
 
+    /// @notice A compute node signed the receipt of a wrong result: INVALID_RESULT. The verdict's subject is
+    /// {hashNodeReceipt}; the offence counts once for each request, whatever else the node signed about it. The node must
+    /// have bonded (or registered) once: what it has at stake is slashed, and a bonded node jailed.
+    /// @param receipt of the wrong result
+    /// @param nodeSignature of the node under the receipt: r, s, v (65 bytes)
+    /// @param verdict of the judges, the node not among them
+    function reportInvalidResult(
+        NodeReceipt calldata receipt,
+        bytes calldata nodeSignature,
+        Endorsement calldata verdict
+    ) external;
+
     /// @notice A validator was down for most of an epoch: DOWNTIME. The verdict's subject is the epoch, as a word.
     /// @param validator a member of that epoch
     /// @param period the epoch
@@ -195,8 +235,8 @@ interface IDisputeManager {
         external;
 
     /// @notice What judges sign: `Verdict(uint8 misconduct,address validator,bytes32 subject,uint32 epoch)`.
-    /// @param misconduct what the validator did
-    /// @param validator who did
+    /// @param misconduct what the accused did
+    /// @param validator who did: a validator or a compute node
     /// @param subject what it is about, as each function says
     /// @param epoch to which the judges belong
     function hashVerdict(Misconduct misconduct, address validator, bytes32 subject, uint32 epoch)
@@ -214,6 +254,10 @@ interface IDisputeManager {
         external
         view
         returns (bytes32 digest);
+
+    /// @notice What a node signs of its receipt: its EIP-712 digest, in the domain of {payment}.
+    /// @param receipt the receipt
+    function hashNodeReceipt(NodeReceipt calldata receipt) external view returns (bytes32 digest);
 
     /// @notice The leaf of a receipt.
     /// @param receipt the receipt

@@ -3,22 +3,27 @@ pragma solidity 0.8.37;
 
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 
-/// @title Validators: stake, epochs, slashing, reputation, rewards
-/// @notice NONE, registerValidator, ACTIVE, requestExit, EXITING, finalizeExit, EXITED (may register again). JAILED is
-/// an active validator whose stake fell below the minimum; {addStake} frees it. The active validators become members
-/// of an epoch when it begins ({advanceEpoch}); later changes touch later epochs alone.
+/// @title Stake: validators, their epochs and rewards; compute nodes' bonds; slashing and reputation
+/// @notice NONE, registerValidator, ACTIVE, requestExit, EXITING, finalizeExit, EXITED (may come back as either).
+/// {bond} instead of registerValidator makes a BONDED account: a compute node, which has stake at risk and no vote. It
+/// is never active, never a member of an epoch. JAILED is an active validator whose stake fell below its minimum, or a
+/// bonded account that was slashed, however much it has left; {addStake} frees either, and makes it what it was before.
+/// The active validators become members of an epoch when it begins ({advanceEpoch}); later changes touch later epochs
+/// alone.
 interface IValidatorRegistry {
-    /// @notice What a validator is.
+    /// @notice What an account is.
     enum State {
         NONE,
         ACTIVE,
         JAILED,
         EXITING,
-        EXITED
+        EXITED,
+        BONDED
     }
 
     /// @notice Settled at deployment. Times in seconds, stake in base units of the token.
     /// @param minStake least stake of an active validator
+    /// @param minBond least stake of a bonded account, not above `minStake`
     /// @param epochLength least time between two epochs
     /// @param snapshotLifetime how long the members of an epoch may sign what is new, counted from its beginning;
     /// somebody has to call {advanceEpoch} at least this often
@@ -27,6 +32,7 @@ interface IValidatorRegistry {
     /// @param threshold fewest signatures of a quorum, in the beginning
     struct Config {
         uint96 minStake;
+        uint96 minBond;
         uint64 epochLength;
         uint64 snapshotLifetime;
         uint64 disputeWindow;
@@ -36,15 +42,18 @@ interface IValidatorRegistry {
 
     /// @notice A validator registered, again or for the first time.
     event ValidatorRegistered(address indexed validator, uint256 stake);
+    /// @notice An account put stake at risk without becoming a validator, again or for the first time.
+    event Bonded(address indexed account, uint256 amount);
     /// @notice Stake was added.
     event StakeAdded(address indexed validator, uint256 amount, uint256 stake);
-    /// @notice A validator leaves; its stake is bound until `exitAt` (Unix time in seconds).
+    /// @notice An account leaves; its stake is bound until `exitAt` (Unix time in seconds).
     event ExitRequested(address indexed validator, uint256 exitAt);
-    /// @notice A validator left and got its stake back.
+    /// @notice An account left and got its stake back.
     event ExitFinalized(address indexed validator, uint256 stake);
-    /// @notice The stake fell below the minimum: no member of later epochs until it is filled up.
+    /// @notice A validator's stake fell below the minimum: no member of later epochs until it is filled up. Or a bonded
+    /// account was slashed: it should get no work until it adds stake.
     event ValidatorJailed(address indexed validator, uint256 stake);
-    /// @notice The stake is above the minimum again.
+    /// @notice Stake was added to a jailed account, which has its minimum again: it is what it was before.
     event ValidatorFreed(address indexed validator, uint256 stake);
     /// @notice Stake was taken for misconduct and sent to the treasury.
     event ValidatorSlashed(address indexed validator, uint256 tierBps, uint256 amount, bytes32 indexed evidence);
@@ -59,16 +68,16 @@ interface IValidatorRegistry {
     /// @notice A validator took its rewards.
     event RewardsClaimed(address indexed validator, uint256 amount);
 
-    /// @notice A setting contradicts another: stake must be positive, and validators must stay bound for as long as
-    /// their signatures count and can be disputed.
+    /// @notice A setting contradicts another: stakes must be positive, a bond no more than a validator's stake, and
+    /// validators must stay bound for as long as their signatures count and can be disputed.
     error ValidatorRegistry__BadConfig(Config config);
     /// @notice An address that must not be zero is.
     error ValidatorRegistry__ZeroAddress();
     /// @notice An amount that must be positive is zero.
     error ValidatorRegistry__ZeroAmount();
-    /// @notice The stake is less than an active validator has to have.
+    /// @notice The stake is less than an active validator, or a bonded account, has to have.
     error ValidatorRegistry__StakeTooLow(uint256 stake, uint256 minimum);
-    /// @notice The validator is in a state in which this can't be done.
+    /// @notice The account is in a state in which this can't be done.
     error ValidatorRegistry__WrongState(address validator, State state);
     /// @notice No more validators can be active at once.
     error ValidatorRegistry__Full(uint256 maximum);
@@ -93,7 +102,13 @@ interface IValidatorRegistry {
     /// @param stake in base units, at least the minimum
     function registerValidator(uint256 stake) external;
 
-    /// @notice Adds to the caller's stake; frees a jailed validator whose stake is then above the minimum.
+    /// @notice Puts stake of the caller's at risk, as a compute node does that wants to be trusted, and makes it neither
+    /// a validator nor a member of any epoch. The stake is pulled from the caller.
+    /// @param amount in base units, at least {minBond}
+    function bond(uint256 amount) external;
+
+    /// @notice Adds to the caller's stake; frees a jailed account that then has its minimum: a validator is active
+    /// again, a bonded account bonded again.
     /// @param amount in base units, pulled from the caller
     function addStake(uint256 amount) external;
 
@@ -163,7 +178,8 @@ interface IValidatorRegistry {
 
     // --- misconduct: for the DisputeManager alone ---
 
-    /// @notice Takes a part of a validator's stake, wherever it is bound, and 20 points of reputation.
+    /// @notice Takes a part of an account's stake, wherever it is bound, and 20 points of reputation. A validator that
+    /// is left with less than its minimum is jailed, a bonded account always.
     /// @param validator whose stake it is; it may be on its way out
     /// @param tierBps 1000, 3000, 5000 or 10000 (basis points of the stake)
     /// @param evidence hash of the evidence; each counts once
@@ -177,9 +193,9 @@ interface IValidatorRegistry {
 
     // --- views ---
 
-    /// @notice All there is about a validator.
+    /// @notice All there is about an account, be it a validator or bonded.
     /// @param validator its address
-    /// @return state of the validator
+    /// @return state of the account
     /// @return stake in base units
     /// @return exitAt Unix time in seconds at which the stake can be taken out; 0 unless it is on its way out
     /// @return reputation points, 0 in the beginning
@@ -189,9 +205,13 @@ interface IValidatorRegistry {
         view
         returns (State state, uint96 stake, uint64 exitAt, int64 reputation, uint96 rewards);
 
-    /// @notice A validator's stake in base units.
+    /// @notice An account's stake in base units.
     /// @param validator its address
     function stakeOf(address validator) external view returns (uint96);
+
+    /// @notice Whether an account's stake is a bond, not a validator's: tells jailed and leaving ones apart.
+    /// @param account its address
+    function isBond(address account) external view returns (bool);
 
     /// @notice The validators that are active now: the members of the next epoch.
     function activeValidators() external view returns (address[] memory);
@@ -211,6 +231,9 @@ interface IValidatorRegistry {
 
     /// @notice Least stake of an active validator, in base units.
     function minStake() external view returns (uint96);
+
+    /// @notice Least stake of a bonded account, in base units.
+    function minBond() external view returns (uint96);
 
     /// @notice Least time between two epochs, in seconds.
     function epochLength() external view returns (uint64);

@@ -94,8 +94,19 @@ abstract contract Checks is DisputeActions {
         }
     }
 
-    /// @notice 5. The members of every epoch are for ever those who were active when it began.
+    /// @notice 5. The members of every epoch are for ever those who were active when it began. Who is active now are the
+    /// validators that are, and no bond.
     function checkEpochs() external view {
+        address[] memory active = registry.activeValidators();
+        uint256 expected = 0;
+        for (uint256 i = 0; i < candidates.length; ++i) {
+            if (seats[candidates[i]].state == IValidatorRegistry.State.ACTIVE) ++expected;
+        }
+        vm.assertEq(active.length, expected, "5: how many are active");
+        for (uint256 i = 0; i < active.length; ++i) {
+            Seat storage seat = seats[active[i]];
+            vm.assertTrue(seat.state == IValidatorRegistry.State.ACTIVE && !seat.isBond, "5: who is active");
+        }
         vm.assertEq(registry.currentEpoch(), epoch, "5: the present epoch");
         for (uint32 i = 1; i <= epoch; ++i) {
             address[] memory members = registry.members(i);
@@ -148,6 +159,7 @@ abstract contract Checks is DisputeActions {
             vm.assertEq(stake, seat.stake, "8: a validator's stake");
             vm.assertEq(exitAt, seat.exitAt, "8: when a validator's exit ends");
             vm.assertEq(rewards, seat.rewards, "8: a validator's rewards");
+            vm.assertTrue(registry.isBond(candidates[i]) == seat.isBond, "8: whose stake is a bond");
         }
     }
 

@@ -56,6 +56,25 @@ abstract contract DisputeActions is ValidatorActions {
         _punish(data, IDisputeManager.Misconduct.INVALID_RESULT, accused, id, 3_000);
     }
 
+    /// @dev What a node signed. Of few requests, which validators' completions are about as well.
+    function slashForNodeResult(uint256 seed) external {
+        _seed(seed);
+        _freshen();
+        (bool bonded, address accused) = _candidateThatIs(IValidatorRegistry.State.BONDED);
+        if (!bonded || _oneIn(3)) (bonded, accused) = _accused();
+        if (!bonded) return;
+        IDisputeManager.NodeReceipt memory receipt = IDisputeManager.NodeReceipt(
+            bytes32(_random(4)), "content", "model", "wrong", 1, 1, 1 ether, accused, uint64(_random(9)), 0
+        );
+        bytes32 digest = disputes.hashNodeReceipt(receipt);
+        (bool possible, IDisputeManager.Endorsement memory verdict) =
+            _verdict(IDisputeManager.Misconduct.INVALID_RESULT, accused, digest);
+        if (!possible) return;
+        bytes memory signature = signatureOf(keyOf[accused], digest);
+        bytes memory data = abi.encodeCall(disputes.reportInvalidResult, (receipt, signature, verdict));
+        _punish(data, IDisputeManager.Misconduct.INVALID_RESULT, accused, receipt.requestId, 3_000);
+    }
+
     /// @dev Two quorums that have as few members in common as possible.
     function slashForCollusion(uint256 seed) external {
         _seed(seed);
@@ -168,8 +187,8 @@ abstract contract DisputeActions is ValidatorActions {
         seat.stake -= amount;
         slashed += amount;
         _move(address(registry), treasurer, amount);
-        if (seat.state == IValidatorRegistry.State.ACTIVE && seat.stake < STAKE) {
-            seat.state = IValidatorRegistry.State.JAILED;
-        }
+        bool short = seat.state == IValidatorRegistry.State.ACTIVE && seat.stake < STAKE;
+        if (seat.state == IValidatorRegistry.State.BONDED) _count("slash a bond");
+        if (short || seat.state == IValidatorRegistry.State.BONDED) seat.state = IValidatorRegistry.State.JAILED;
     }
 }

@@ -106,6 +106,7 @@ contract Handler is Checks {
         } else if (kind == 1) {
             (bool found, Case storage live) = _caseThatIs(true);
             if (!found) return;
+            if (_oneIn(2) && block.timestamp <= live.request.expiry) vm.warp(uint256(live.request.expiry) + 1);
             bool over = block.timestamp > live.request.expiry;
             _during(book, abi.encodeCall(payment.handleExpiredRequest, (live.request)));
             vm.assertTrue(HostileToken(address(token)).hit() == over, "a refund in the middle of a deposit");
@@ -164,6 +165,7 @@ contract Handler is Checks {
         evil.stand(here, here, abi.encodeCall(payment.withdrawTreasury, (address(evil), 1)));
         here = address(registry);
         evil.stand(here, here, abi.encodeCall(registry.registerValidator, (STAKE)));
+        evil.stand(here, here, abi.encodeCall(registry.bond, (BOND)));
         evil.stand(here, here, abi.encodeCall(registry.addStake, (1)));
         evil.stand(here, here, abi.encodeCall(registry.finalizeExit, ()));
         evil.stand(here, here, abi.encodeCall(registry.claimRewards, ()));

@@ -23,7 +23,7 @@ abstract contract Invariants {
 
     Vm internal constant vm = VM;
 
-    uint256 private constant STEPS = 3_000;
+    uint256 private constant STEPS = 4_000;
 
     Handler internal handler;
 
@@ -114,7 +114,7 @@ abstract contract Invariants {
 
     /// @dev Those of which each has to come about.
     function outcomes() internal pure virtual returns (string[] memory wanted) {
-        string[45] memory list = [
+        string[49] memory list = [
             "deposit",
             "top up for another",
             "deposit with authorization",
@@ -141,8 +141,11 @@ abstract contract Invariants {
             "flawed decision refused",
             "register",
             "free a jailed validator",
+            "bond",
+            "free a jailed bond",
             "add stake",
             "request exit",
+            "request exit of a bond",
             "finalize exit",
             "claim rewards",
             "advance epoch",
@@ -152,6 +155,7 @@ abstract contract Invariants {
             "no quorum",
             "slash",
             "slash unbonding stake",
+            "slash a bond",
             "slash for collusion",
             "evidence refused that was used",
             "direct slash refused",
@@ -210,15 +214,20 @@ abstract contract Invariants {
             handler.skipTime.selector,
             handler.pause.selector
         ];
-        bytes4[8] memory more = [
+        bytes4[13] memory more = [
             handler.unpause.selector,
             handler.unpause.selector,
             handler.unpause.selector,
             handler.unpause.selector,
+            handler.expireRequest.selector,
+            handler.pause.selector,
             handler.setThreshold.selector,
             handler.withdrawTreasury.selector,
             handler.blockPayee.selector,
-            handler.bookNetworkShare.selector
+            handler.bookNetworkShare.selector,
+            handler.bond.selector,
+            handler.bond.selector,
+            handler.slashForNodeResult.selector
         ];
         selectors = new bytes4[](list.length + more.length + 1);
         for (uint256 i = 0; i < list.length; ++i) {

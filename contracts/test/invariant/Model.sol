@@ -38,10 +38,13 @@ abstract contract Model is Network {
         uint256 stake;
         uint256 exitAt;
         uint256 rewards;
+        bool isBond;
     }
 
     uint256 internal constant CLIENTS = 3;
-    uint256 internal constant CANDIDATES = 8;
+    uint256 internal constant CANDIDATES = 10;
+    /// @dev Of them the last ones may bond instead, so that enough are left to fill the seats.
+    uint256 internal constant BONDABLE = 3;
     uint256 internal constant WEALTH = 1_000_000 ether;
 
     bool internal immutable hostile;
@@ -163,7 +166,7 @@ abstract contract Model is Network {
             wallet[people[i]] = token.balanceOf(people[i]);
         }
         for (uint256 i = 0; i < VALIDATORS; ++i) {
-            seats[candidates[i]] = Seat(IValidatorRegistry.State.ACTIVE, STAKE, 0, 0);
+            seats[candidates[i]] = Seat(IValidatorRegistry.State.ACTIVE, STAKE, 0, 0, false);
             pinned[1].push(candidates[i]);
         }
         (epoch, epochStart, quorumSize[1]) = (1, START, 3);

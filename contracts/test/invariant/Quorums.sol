@@ -86,7 +86,7 @@ abstract contract Quorums is Model {
             _count("register");
             return true;
         }
-        if (state == IValidatorRegistry.State.JAILED) {
+        if (state == IValidatorRegistry.State.JAILED && !seat.isBond) {
             uint256 amount = STAKE - seat.stake;
             if (wallet[candidate] < amount) return false;
             _must(candidate, address(registry), abi.encodeCall(registry.addStake, (amount)));

@@ -10,11 +10,30 @@ abstract contract ValidatorActions is EscrowActions {
     function register(uint256 seed) external {
         _seed(seed);
         address candidate = _anyOf(candidates);
-        if (_seat(candidate)) return;
-        IValidatorRegistry.State state = seats[candidate].state;
-        if (state != IValidatorRegistry.State.ACTIVE && state != IValidatorRegistry.State.EXITING) return;
+        if (_seat(candidate) || _mayCome(candidate)) return;
         bytes memory data = abi.encodeCall(registry.registerValidator, (STAKE));
         _mustFail(candidate, address(registry), data, IValidatorRegistry.ValidatorRegistry__WrongState.selector);
+    }
+
+    function bond(uint256 seed) external {
+        _seed(seed);
+        address candidate = candidates[candidates.length - 1 - _random(BONDABLE)];
+        Seat storage seat = seats[candidate];
+        uint256 amount = _oneIn(4) ? BOND - _amount(BOND) : BOND + _amount(BOND);
+        bytes memory data = abi.encodeCall(registry.bond, (amount));
+        if (!_mayCome(candidate)) {
+            bytes4 reason = IValidatorRegistry.ValidatorRegistry__WrongState.selector;
+            return _mustFail(candidate, address(registry), data, reason);
+        }
+        if (amount < BOND) {
+            bytes4 reason = IValidatorRegistry.ValidatorRegistry__StakeTooLow.selector;
+            return _mustFail(candidate, address(registry), data, reason);
+        }
+        if (wallet[candidate] < amount) return;
+        _must(candidate, address(registry), data);
+        (seat.state, seat.stake, seat.isBond) = (IValidatorRegistry.State.BONDED, amount, true);
+        _move(candidate, address(registry), amount);
+        _count("bond");
     }
 
     function addStake(uint256 seed) external {
@@ -25,13 +44,19 @@ abstract contract ValidatorActions is EscrowActions {
         uint96 amount = _amount(wallet[candidate] > 1_000 ether ? 1_000 ether : wallet[candidate]);
         bytes memory data = abi.encodeCall(registry.addStake, (amount));
         bool jailed = seat.state == IValidatorRegistry.State.JAILED;
-        if (seat.state != IValidatorRegistry.State.ACTIVE && !jailed) {
+        bool settled = seat.state == IValidatorRegistry.State.ACTIVE || seat.state == IValidatorRegistry.State.BONDED;
+        if (!settled && !jailed) {
             bytes4 reason = IValidatorRegistry.ValidatorRegistry__WrongState.selector;
             return _mustFail(candidate, address(registry), data, reason);
         }
         _must(candidate, address(registry), data);
         seat.stake += amount;
-        if (jailed && seat.stake >= STAKE) seat.state = IValidatorRegistry.State.ACTIVE;
+        if (jailed && seat.isBond && seat.stake >= BOND) {
+            seat.state = IValidatorRegistry.State.BONDED;
+            _count("free a jailed bond");
+        } else if (jailed && !seat.isBond && seat.stake >= STAKE) {
+            seat.state = IValidatorRegistry.State.ACTIVE;
+        }
         _move(candidate, address(registry), amount);
         _count("add stake");
     }
@@ -41,13 +66,13 @@ abstract contract ValidatorActions is EscrowActions {
         address candidate = _anyOf(candidates);
         Seat storage seat = seats[candidate];
         bytes memory data = abi.encodeCall(registry.requestExit, ());
-        if (seat.state != IValidatorRegistry.State.ACTIVE && seat.state != IValidatorRegistry.State.JAILED) {
+        if (_mayCome(candidate) || seat.state == IValidatorRegistry.State.EXITING) {
             bytes4 reason = IValidatorRegistry.ValidatorRegistry__WrongState.selector;
             return _mustFail(candidate, address(registry), data, reason);
         }
         _must(candidate, address(registry), data);
         (seat.state, seat.exitAt) = (IValidatorRegistry.State.EXITING, block.timestamp + registry.unbondingPeriod());
-        _count("request exit");
+        _count(seat.isBond ? "request exit of a bond" : "request exit");
     }
 
     function finalizeExit(uint256 seed) external {
@@ -67,7 +92,7 @@ abstract contract ValidatorActions is EscrowActions {
         }
         _must(candidate, address(registry), data);
         _move(address(registry), candidate, seat.stake);
-        (seat.state, seat.stake, seat.exitAt) = (IValidatorRegistry.State.EXITED, 0, 0);
+        (seat.state, seat.stake, seat.exitAt, seat.isBond) = (IValidatorRegistry.State.EXITED, 0, 0, false);
         _count("finalize exit");
     }
 
@@ -169,6 +194,12 @@ abstract contract ValidatorActions is EscrowActions {
     }
 
     // --- inside ---
+
+    /// @dev Whether it has nothing at stake, and may register or bond.
+    function _mayCome(address candidate) private view returns (bool) {
+        IValidatorRegistry.State state = seats[candidate].state;
+        return state == IValidatorRegistry.State.NONE || state == IValidatorRegistry.State.EXITED;
+    }
 
     function _candidateThatIs(IValidatorRegistry.State state) internal returns (bool, address) {
         uint256 start = _random(candidates.length);

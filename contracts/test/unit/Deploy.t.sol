@@ -37,6 +37,7 @@ contract DeployTest {
         vm.assertFalse(timelock.hasRole(timelock.DEFAULT_ADMIN_ROLE(), address(script)));
         vm.assertEq(NCNToken(addresses.token).balanceOf(vm.addr(0xA11CE)), 1_000_000_000 ether);
         vm.assertEq(ValidatorRegistry(addresses.registry).minStake(), 10_000 ether);
+        vm.assertEq(ValidatorRegistry(addresses.registry).minBond(), 1_000 ether);
         vm.assertEq(ValidatorRegistry(addresses.registry).treasury(), addresses.timelock);
         vm.assertEq(InferencePayment(addresses.payment).MAX_REQUEST_TIME(), 1 days);
     }

@@ -19,6 +19,7 @@ contract ValidatorRegistryTest is Network {
         vm.assertEq(address(registry.token()), address(token));
         vm.assertEq(registry.treasury(), treasurer);
         vm.assertEq(registry.minStake(), STAKE);
+        vm.assertEq(registry.minBond(), BOND);
         vm.assertEq(registry.epochLength(), 1 days);
         vm.assertEq(registry.snapshotLifetime(), 2 days);
         vm.assertEq(registry.disputeWindow(), 7 days);
@@ -27,7 +28,8 @@ contract ValidatorRegistryTest is Network {
     }
 
     function testFuzz_constructor(IValidatorRegistry.Config memory config) public {
-        bool sound = config.minStake > 0 && config.snapshotLifetime >= config.epochLength
+        bool sound = config.minBond > 0 && config.minBond <= config.minStake
+            && config.snapshotLifetime >= config.epochLength
             && config.unbondingPeriod >= uint256(config.snapshotLifetime) + config.disputeWindow
             && config.unbondingPeriod <= type(uint32).max;
         if (!sound) {

@@ -13,7 +13,16 @@ import msgspec
 
 from ncn_client.channel import ChannelJson
 from ncn_framework import digests, manifests
-from ncn_framework.errors import ModelFailed, NcnError, PaymentRequired, ReplayConflict, UnknownModel, UnknownTask
+from ncn_framework.errors import (
+    ModelFailed,
+    NcnError,
+    PaymentRequired,
+    ReplayConflict,
+    TaskEnded,
+    UnknownModel,
+    UnknownTask,
+)
+from ncn_framework.inclusion import Inclusion, inclusion_json
 from ncn_framework.lifecycle import now_ms
 from ncn_framework.models import (
     ANONYMOUS,
@@ -131,6 +140,7 @@ class FakeGateway:
         self.running: dict[str, tuple[ModelManifest, InferenceRequest]] = {}
         self.losing = 0
         self.broken: Exception | httpx.Response | None = None
+        self.inclusion: Inclusion | None = None
         self.catalogue: Callable[[list[ModelJson]], object] = lambda models: None
         self.proof: Callable[[bytes], bytes] = lambda data: data
         self.seen: list[str] = []
@@ -178,6 +188,10 @@ class FakeGateway:
 
     def _answer(self, http: httpx.Request) -> tuple[int, bytes]:
         path = http.url.path
+        if path.endswith("/inclusion"):
+            if self.inclusion is None:
+                raise TaskEnded("the receipt is in no batch on chain yet; ask again later")
+            return 200, encode(inclusion_json(self.inclusion))
         if path == "/health":
             return 200, b'{"status":"ok"}'
         if path == "/api/v1/network":

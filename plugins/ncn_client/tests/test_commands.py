@@ -18,9 +18,9 @@ from click.testing import CliRunner, Result
 
 from ncn_client import client as client_module
 from ncn_client import paying
-from ncn_client.commands import embed, infer, verify, walkthrough
+from ncn_client.commands import embed, infer, settled, verify, walkthrough
 from ncn_client.plugin import Plugin
-from ncn_framework import hookimpl
+from ncn_framework import digests, hookimpl
 from ncn_framework.cli import main
 from ncn_framework.config import Config
 from ncn_framework.errors import (
@@ -36,7 +36,9 @@ from ncn_framework.errors import (
 )
 from ncn_framework.manager import build_manager, loaded_plugin
 from ncn_framework.payments import PaymentDue
+from ncn_framework.proof import Proof
 from ncn_framework.signing import Signer, address_hex
+from ncn_framework.testing.funds import fake_inclusion
 
 from .fakes import CLIENT, EMBEDDER, GATEWAY, NODE, OTHER, FakeGateway
 from .wallets import make_wallet
@@ -123,6 +125,43 @@ def test_a_file_that_cannot_be_written() -> None:
     assert result.exit_code == 1
     assert "nowhere/answer.json" in result.stderr
     assert "[+4.0000" in result.stdout
+
+
+# --- settled ---
+
+
+def test_settled_adds_the_committee(gateway: FakeGateway, tmp_path: Path) -> None:
+    fine(embed, "four", "--save", "answer.json")
+    path = tmp_path / "answer.json"
+    assert "no batch on chain yet" in str(failed(settled, "answer.json"))
+    proof = Proof.from_json(path.read_bytes())
+    inputs = digests.inputs_hash(proof.request.inputs)
+    gateway.inclusion = fake_inclusion(proof.domain, proof.receipt.receipt, inputs)
+    assert "batch 1, signed by 3 of 5 validators of epoch 1" in fine(settled, "answer.json").stdout
+    assert Proof.from_json(path.read_bytes()) == replace(proof, inclusion=gateway.inclusion)
+    shown = fine(verify, "answer.json").stdout
+    assert all(f"ok  validator: {address_hex(signer)}" in shown for signer in gateway.inclusion.signers)
+
+
+def test_settled_waits(gateway: FakeGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fine(embed, "four", "--save", "answer.json")
+    proof = Proof.from_json((tmp_path / "answer.json").read_bytes())
+    inputs = digests.inputs_hash(proof.request.inputs)
+
+    def pause(seconds: float) -> None:
+        gateway.inclusion = fake_inclusion(proof.domain, proof.receipt.receipt, inputs)
+
+    monkeypatch.setattr("time.sleep", pause)
+    assert "batch 1" in fine(settled, "answer.json", "--wait", "60").stdout
+
+
+def test_settled_refuses_a_lie(gateway: FakeGateway, tmp_path: Path) -> None:
+    fine(embed, "four", "--save", "answer.json")
+    before = (tmp_path / "answer.json").read_bytes()
+    proof = Proof.from_json(before)
+    gateway.inclusion = fake_inclusion(proof.domain, proof.receipt.receipt, bytes(32))
+    assert "inclusion: the path does not lead" in str(failed(settled, "answer.json"))
+    assert (tmp_path / "answer.json").read_bytes() == before
 
 
 # --- verify ---
@@ -416,7 +455,13 @@ def test_no_gateway(gateway: FakeGateway) -> None:
 
 def test_plugin_is_accepted_and_its_hooks_are_called() -> None:
     plugins = build_manager([loaded_plugin("client", Plugin)])
-    assert sorted(str(command.name) for command in plugins.commands()) == ["embed", "infer", "test-client", "verify"]
+    assert sorted(str(command.name) for command in plugins.commands()) == [
+        "embed",
+        "infer",
+        "settled",
+        "test-client",
+        "verify",
+    ]
     (settings,) = plugins.settings()
     assert settings.table == "client"
     assert Config().load(settings)

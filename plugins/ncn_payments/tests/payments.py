@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from ncn_framework import digests
+from ncn_framework import digests, merkle
 from ncn_framework.models import Domain, InferenceRequest, ModelManifest, Receipt, SignedReceipt
 from ncn_framework.payments import VOUCHER, Charge, EscrowTerms, TransferAuthorization, Voucher
 from ncn_framework.signing import Signer
@@ -136,12 +136,4 @@ def make_transfer(
 
 def proof_of(charges: list[Charge], at: int) -> list[bytes]:
     """Return the siblings on the way from a receipt's leaf to the root."""
-    level, proof = sorted(map(digests.receipt_leaf, charges)), list[bytes]()
-    place = level.index(digests.receipt_leaf(charges[at]))
-    while len(level) > 1:
-        if place ^ 1 < len(level):
-            proof.append(level[place ^ 1])
-        pairs = [sorted(level[i : i + 2]) for i in range(0, len(level), 2)]
-        level = [digests.keccak(b"".join(pair)) if len(pair) == 2 else pair[0] for pair in pairs]
-        place //= 2
-    return proof
+    return list(merkle.path(map(digests.charge_leaf, charges), digests.charge_leaf(charges[at])))

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ncn_framework import digests
+from ncn_framework import digests, merkle
 from ncn_framework.errors import EndorsementRefused
 from ncn_framework.models import ANONYMOUS, Signature
-from ncn_framework.payments import BatchStatement, Charge, Credit, Voucher
+from ncn_framework.payments import Charge, Credit, Voucher
 from ncn_framework.signing import Signer
+from ncn_framework.statements import BatchStatement
 from ncn_framework.testing.fakes import fake_signer
 from ncn_payments import batches
 from ncn_payments.batches import MAX_CHANNELS, build, channel_of, check, shares, total_of
@@ -262,22 +263,22 @@ def test_more_channels_than_a_transaction_holds_are_refused(monkeypatch: pytest.
 def test_every_receipt_is_proved_by_its_siblings(count: int) -> None:
     """As OpenZeppelin's ``MerkleProof.processProof`` computes it: pairs are sorted, whatever their place."""
     charges = charges_of([(n % 4, n % 3, n + 1) for n in range(count)])
-    root = digests.receipts_root(charges)
+    root = merkle.root(map(digests.charge_leaf, charges))
     for at, charge in enumerate(charges):
-        found = digests.receipt_leaf(charge)
+        found = digests.charge_leaf(charge)
         for sibling in proof_of(charges, at):
             found = digests.keccak(b"".join(sorted((found, sibling))))
         assert found == root
 
 
 def test_no_receipts_have_no_root() -> None:
-    assert digests.receipts_root([]) == bytes(32)
+    assert merkle.root([]) == bytes(32)
 
 
 def test_leaves_name_channel_and_voucher_only_by_the_channel() -> None:
     """A receipt is the same receipt under whichever voucher of its channel."""
     charge = FOUR[0]
     better = replace(charge, voucher=make_voucher(10**6))
-    assert digests.receipt_leaf(charge) == digests.receipt_leaf(better)
+    assert digests.charge_leaf(charge) == digests.charge_leaf(better)
     other = Voucher(CLIENT.address, SESSION.address, GATEWAY.address, 10**6, bytes(65))
-    assert digests.receipt_leaf(charge) != digests.receipt_leaf(replace(charge, voucher=other))
+    assert digests.charge_leaf(charge) != digests.charge_leaf(replace(charge, voucher=other))

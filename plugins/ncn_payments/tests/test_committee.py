@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -13,53 +13,81 @@ from typing import Any, cast
 
 import pytest
 
-from ncn_framework import digests
-from ncn_framework.errors import ChainError, EndorsementRefused, StoreError
-from ncn_framework.payments import (
-    BatchStatement,
-    Charge,
-    CompletionStatement,
-    EscrowTerms,
-    FailureStatement,
-    Quorum,
-    TermsStatement,
-)
+from ncn_framework import digests, statements
+from ncn_framework.committees import Epoch, Member
+from ncn_framework.errors import ChainError, EndorsementRefused, SignatureRejected, StoreError
+from ncn_framework.models import Record
+from ncn_framework.payments import Charge, EscrowTerms, Quorum
 from ncn_framework.signing import Signer, recover
+from ncn_framework.statements import (
+    BatchStatement,
+    CompletionStatement,
+    Evidence,
+    FailureStatement,
+    Performance,
+    PerformancesStatement,
+    Statement,
+    SubnetStatement,
+    TermsStatement,
+    VerdictStatement,
+)
 from ncn_framework.testing.fakes import ManualClock, fake_signer
+from ncn_framework.validation import Validation
 from ncn_payments import batches
 from ncn_payments.accounts import Deposit
 from ncn_payments.committee import Committee
 from ncn_payments.onchain import OnChain
 from ncn_payments.validator_memory import ValidatorMemory
 
+from .network import settings_of
 from .payments import CLIENT, DOMAIN, GATEWAY, NODE, make_charge, make_receipt, make_request, make_voucher, priced
 
 VALIDATORS = [fake_signer(f"validator {n}") for n in range(5)]
 CLOCK = ManualClock()
 NOW_S = CLOCK.at_ms // 1000
 OTHER = fake_signer("another gateway")
+DISPUTES = b"\xd1" * 20
 
 
 @dataclass
 class Contracts:
-    """What validators ask of the contracts.
+    """What validators ask of the contracts, and of other plugins.
 
     Attributes:
         validators: members of every epoch.
         settled: nonces of the gateway's batches on chain, the last of them the highest.
         spent: of every channel.
+        deposited: into every channel.
+        escrowed: terms that are in escrow.
+        objection: whatever is inspected is refused with this, unless all that it wants is shown.
+        kept: answers that the gateway still has.
+        inspected: what was inspected, and which answers were shown with it.
     """
 
     validators: Sequence[Signer] = tuple(VALIDATORS)
     settled: list[int] = field(default_factory=list)
     spent: int = 0
     broken: bool = False
+    deposited: int = 10**6
+    escrowed: list[EscrowTerms] = field(default_factory=list)
+    objection: EndorsementRefused | None = None
+    kept: dict[bytes, Evidence] = field(default_factory=dict)
+    inspected: list[tuple[Statement, frozenset[bytes]]] = field(default_factory=list)
 
-    async def members(self, epoch: int) -> tuple[bytes, ...]:
-        return tuple(validator.address for validator in self.validators)
+    async def epoch(self, number: int = 0) -> Epoch:
+        members = tuple(Member(validator.address, 1) for validator in self.validators)
+        return Epoch(number or 2, members, max(3, len(members) // 2 + 1), NOW_S + 1, bytes(32), DISPUTES)
 
-    async def quorum_size(self, epoch: int) -> int:
-        return max(3, len(self.validators) // 2 + 1)
+    async def inspect(self, statement: Statement, evidence: Mapping[bytes, Evidence]) -> None:
+        self.inspected.append((statement, frozenset(evidence)))
+        if self.objection is not None and not (self.objection.wanted and self.objection.wanted <= evidence.keys()):
+            raise self.objection
+
+    async def disclose(self, request_id: bytes) -> Evidence | None:
+        return self.kept.get(request_id)
+
+    async def is_escrowed(self, terms: EscrowTerms) -> bool:
+        return terms in self.escrowed
 
     async def batch_nonce(self, gateway: bytes) -> int:
         if self.broken:
@@ -71,7 +99,7 @@ class Contracts:
         return gateway == GATEWAY.address and nonce in self.settled
 
     async def deposits(self, channels: Iterable[bytes]) -> dict[bytes, Deposit]:
-        return {channel: Deposit(10**6, self.spent) for channel in channels}
+        return {channel: Deposit(self.deposited, self.spent) for channel in channels}
 
 
 class Validators:
@@ -80,10 +108,23 @@ class Validators:
     def __init__(self, folder: Path) -> None:
         self.path, self.chain, self.stack = folder / "validators.db", Contracts(), ExitStack()
 
-    def opened(self, signers: Sequence[Signer] = VALIDATORS) -> Committee:
+    def opened(self, signers: Sequence[Signer] = VALIDATORS, *, inspected: bool = True) -> Committee:
         """Return the committee, opened anew."""
         self.stack.close()
-        committee = Committee(DOMAIN, signers, cast(OnChain, self.chain), ValidatorMemory(self.path), CLOCK)
+        return self.beside(signers, inspected=inspected)
+
+    def beside(self, signers: Sequence[Signer] = VALIDATORS, *, inspected: bool = True) -> Committee:
+        """Return another one with the same memory, as another process has it."""
+        committee = Committee(
+            DOMAIN,
+            signers,
+            cast(OnChain, self.chain),
+            ValidatorMemory(self.path),
+            cast(Validation, self.chain),
+            settings_of(self.path.parent),
+            inspected=inspected,
+            clock=CLOCK,
+        )
         self.stack.callback(committee.close)
         return committee
 
@@ -223,8 +264,13 @@ async def test_a_receipt_is_not_signed_for_two_gateways(validators: Validators) 
 
 async def test_two_batches_at_once_are_not_both_signed_by_chance(validators: Validators) -> None:
     """Both are looked at before either is remembered: the later one is refused, and right when it is asked again."""
-    committee = validators.opened()
+    committee, both = validators.opened(), asyncio.Barrier(2)
     await committee.endorse(batch(1, 1))  # so that both wait for the chain
+
+    async def inspect(statement: Statement, evidence: Mapping[bytes, Evidence]) -> None:
+        await both.wait()
+
+    validators.chain.inspect = inspect  # type: ignore[method-assign]
     results = await asyncio.gather(
         committee.endorse(batch(3, 1, 2)), committee.endorse(batch(2, 1, 3)), return_exceptions=True
     )
@@ -256,7 +302,7 @@ TERMS = EscrowTerms(CLIENT.address, 4, GATEWAY.address, NODE.address, 250, 1, NO
 ESCROW = digests.escrow_id(DOMAIN, TERMS.client, TERMS.nonce)
 OFFER = TermsStatement(TERMS, ESCROW, REQUEST, 50, 2)
 DONE = CompletionStatement(TERMS, ESCROW, make_receipt(REQUEST, 240))
-FAILED = FailureStatement(TERMS, ESCROW, "the node left")
+FAILED = FailureStatement(TERMS, ESCROW, "the node left", GATEWAY.sign(digests.failure_digest(DOMAIN, ESCROW)).value)
 
 
 async def test_terms_are_signed(validators: Validators) -> None:
@@ -304,6 +350,7 @@ async def test_a_client_may_ask_twice_before_it_pays(validators: Validators) -> 
 
 
 async def test_a_result_is_signed(validators: Validators) -> None:
+    validators.chain.escrowed = [TERMS]
     receipt = DONE.receipt.receipt
     digest = digests.completion_digest(DOMAIN, ESCROW, receipt.output_hash, 240)
     check_quorum(await validators.opened().endorse(DONE), digest)
@@ -321,7 +368,7 @@ async def test_a_result_is_signed(validators: Validators) -> None:
     ],
 )
 async def test_a_wrong_result_is_refused(validators: Validators, wrong: CompletionStatement, why: str) -> None:
-    committee = validators.opened()
+    committee, validators.chain.escrowed = validators.opened(), [TERMS]
     with pytest.raises(EndorsementRefused, match=why):
         await committee.endorse(wrong)
     await committee.endorse(DONE)
@@ -330,7 +377,7 @@ async def test_a_wrong_result_is_refused(validators: Validators, wrong: Completi
 @pytest.mark.parametrize("reopened", [False, True])
 @pytest.mark.parametrize(("first", "second"), [(DONE, FAILED), (FAILED, DONE)])
 async def test_an_escrow_ends_one_way(validators: Validators, first: Any, second: Any, reopened: bool) -> None:
-    committee = validators.opened()
+    committee, validators.chain.escrowed = validators.opened(), [TERMS]
     quorum = await committee.endorse(first)
     committee = validators.opened() if reopened else committee
     for _ in range(2):
@@ -340,7 +387,7 @@ async def test_an_escrow_ends_one_way(validators: Validators, first: Any, second
 
 
 async def test_two_results_of_one_escrow_are_never_signed(validators: Validators) -> None:
-    committee = validators.opened()
+    committee, validators.chain.escrowed = validators.opened(), [TERMS]
     await committee.endorse(DONE)
     with pytest.raises(EndorsementRefused, match="another statement was signed"):
         await committee.endorse(replace(DONE, receipt=make_receipt(REQUEST, 239)))
@@ -348,10 +395,10 @@ async def test_two_results_of_one_escrow_are_never_signed(validators: Validators
 
 async def test_node_and_gateway_do_not_decide_on_their_own_escrow(validators: Validators) -> None:
     terms = replace(TERMS, node=VALIDATORS[1].address, gateway=VALIDATORS[3].address)
-    signers = check_quorum(
-        await validators.opened().endorse(FailureStatement(terms, ESCROW, "lost")),
-        digests.failure_digest(DOMAIN, ESCROW),
-    )
+    validators.chain.escrowed = [terms]
+    digest = digests.failure_digest(DOMAIN, ESCROW)
+    statement = FailureStatement(terms, ESCROW, "lost", VALIDATORS[3].sign(digest).value)
+    signers = check_quorum(await validators.opened().endorse(statement), digest)
     assert signers == [VALIDATORS[i].address for i in (0, 2, 4)]
 
 
@@ -360,6 +407,270 @@ async def test_a_memory_that_cannot_be_opened_says_so(tmp_path: Path) -> None:
     await asyncio.to_thread(path.write_bytes, b"no database" * 100)
     with pytest.raises(StoreError, match=r"the validators' memory .* cannot be opened"):
         ValidatorMemory(path)
+
+
+# --- terms that are not those in escrow ---
+
+
+async def test_nobody_decides_on_an_escrow_with_terms_of_their_own(validators: Validators) -> None:
+    """What is signed names the escrow and not its node or gateway: whoever is in the terms might be anybody."""
+    committee, validators.chain.escrowed = validators.opened(), [TERMS]
+    own = replace(TERMS, node=STRANGER.address, gateway=STRANGER.address)
+    digest = digests.failure_digest(DOMAIN, ESCROW)
+    for statement in (
+        FailureStatement(own, ESCROW, "nothing came", STRANGER.sign(digest).value),
+        CompletionStatement(own, ESCROW, make_receipt(REQUEST, 240, STRANGER)),
+    ):
+        with pytest.raises(EndorsementRefused, match="these terms are not in escrow"):
+            await committee.vouch(statement, {})
+    validators.chain.escrowed = []
+    with pytest.raises(EndorsementRefused, match="these terms are not in escrow"):
+        await committee.vouch(DONE, {})
+
+
+@pytest.mark.parametrize("signer", [CLIENT, NODE, STRANGER])
+async def test_that_a_request_failed_its_gateway_says(validators: Validators, signer: Signer) -> None:
+    committee, validators.chain.escrowed = validators.opened(), [TERMS]
+    signature = signer.sign(digests.failure_digest(DOMAIN, ESCROW)).value
+    for wrong in (replace(FAILED, signature=signature), replace(FAILED, signature=b"")):
+        with pytest.raises(EndorsementRefused, match=r"the failure is signed by|a signature of 0 bytes"):
+            await committee.vouch(wrong, {})
+    await committee.endorse(DONE)  # nothing of it was remembered
+
+
+# --- what may be signed by whom, and what others object to ---
+
+
+async def test_every_key_that_may_sign_does(validators: Validators) -> None:
+    committee, statement = validators.opened(VALIDATORS[1:]), batch(1)
+    signatures = await committee.vouch(statement, {})
+    assert [one.signer for one in signatures] == [validator.address for validator in VALIDATORS[1:]]
+    assert [recover(digest_of(statement), one.value) for one in signatures] == [one.signer for one in signatures]
+
+
+async def test_who_may_not_sign_does_not_look(validators: Validators) -> None:
+    strangers = validators.opened([STRANGER])
+    with pytest.raises(EndorsementRefused, match="no validator of this process may sign this in epoch 1"):
+        await strangers.vouch(batch(1), {})
+    for epoch in (0, -1):
+        with pytest.raises(EndorsementRefused, match="there is no epoch"):
+            await validators.opened().vouch(batch_of(1, [make_charge(1, 100, 10_000)], epoch=epoch), {})
+    assert validators.chain.inspected == []
+
+
+async def test_a_batch_that_passes_a_deposit_is_refused(validators: Validators) -> None:
+    committee, validators.chain.deposited = validators.opened(), 199
+    with pytest.raises(EndorsementRefused, match="come to 200 wei; its channel has 199 wei"):
+        await committee.endorse(batch(1))
+    validators.chain.deposited = 200
+    await committee.endorse(batch(1))
+
+
+async def test_nothing_is_executed_for_what_is_refused_anyway(validators: Validators) -> None:
+    committee, right = validators.opened(), batch(1)
+    for wrong in (replace(right, claims=right.claims[:-1]), batch(0), batch(1, spent=1)):
+        with pytest.raises(EndorsementRefused):
+            await committee.vouch(wrong, {})
+    assert validators.chain.inspected == []
+
+
+async def test_what_a_plugin_objects_to_is_not_signed_nor_remembered(validators: Validators) -> None:
+    committee, chain = validators.opened(), validators.chain
+    chain.objection = EndorsementRefused("a result is wrong", invalid=[id_of(1)])
+    for _ in range(2):
+        with pytest.raises(EndorsementRefused, match="a result is wrong") as refused:
+            await committee.endorse(batch(1))
+        assert refused.value.invalid == {id_of(1)}
+    chain.objection = None
+    await committee.endorse(batch(1, 2))  # the nonce is free
+
+
+async def test_an_error_of_another_plugin_is_a_refusal(validators: Validators) -> None:
+    async def inspect(statement: Statement, evidence: Mapping[bytes, Evidence]) -> None:
+        raise SignatureRejected("the request is signed by somebody")
+
+    validators.chain.inspect = inspect  # type: ignore[method-assign]
+    with pytest.raises(EndorsementRefused, match="the request is signed by somebody"):
+        await validators.opened().vouch(batch(1), {})
+
+
+async def test_what_is_wanted_is_shown(validators: Validators) -> None:
+    committee, chain = validators.opened(), validators.chain
+    chain.objection = EndorsementRefused("show them", wanted=[id_of(1), id_of(2)])
+    chain.kept = {id_of(n): evidence_of(n) for n in (1, 2)}
+    statement = batch(1)
+    check_quorum(await committee.endorse(statement), digest_of(statement))
+    assert [shown for _, shown in chain.inspected] == [frozenset(), {id_of(1), id_of(2)}]
+
+
+@pytest.mark.parametrize("kept", [[], [1]])
+async def test_what_is_wanted_and_gone_is_said(validators: Validators, kept: list[int]) -> None:
+    committee, chain = validators.opened(), validators.chain
+    chain.objection = EndorsementRefused("show them", wanted=[id_of(1), id_of(2)])
+    chain.kept = {id_of(n): evidence_of(n) for n in kept}
+    with pytest.raises(EndorsementRefused, match="show them") as refused:
+        await committee.endorse(batch(1))
+    assert refused.value.wanted == {id_of(1), id_of(2)}
+    assert len(chain.inspected) == 1 + len(kept)
+
+
+async def test_one_who_wants_ever_more_is_not_followed_for_ever(validators: Validators) -> None:
+    committee, chain = validators.opened(), validators.chain
+    chain.kept = {id_of(n): evidence_of(n) for n in range(1, 30)}
+    chain.objection = EndorsementRefused("show one more", wanted=[])
+
+    async def inspect(statement: Statement, evidence: Mapping[bytes, Evidence]) -> None:
+        chain.inspected.append((statement, frozenset(evidence)))
+        raise EndorsementRefused("show one more", wanted=[id_of(len(chain.inspected))])
+
+    chain.inspect = inspect  # type: ignore[method-assign]
+    with pytest.raises(EndorsementRefused, match="show one more"):
+        await committee.endorse(batch(1))
+    assert len(chain.inspected) == 8
+
+
+# --- two processes, one memory ---
+
+
+async def test_two_processes_with_one_memory_are_one(validators: Validators) -> None:
+    one, other, validators.chain.escrowed = validators.opened(), validators.beside(), [TERMS]
+    await one.vouch(batch(1, 1, 2), {})
+    assert await other.vouch(batch(1, 1, 2), {}) == await one.vouch(batch(1, 1, 2), {})
+    with pytest.raises(EndorsementRefused, match="another batch of this gateway was signed under nonce 1"):
+        await other.vouch(batch(1, 3), {})
+    await other.vouch(DONE, {})
+    with pytest.raises(EndorsementRefused, match="another statement was signed"):
+        await one.vouch(FAILED, {})
+
+
+# --- verdicts ---
+
+WRONG = make_receipt(REQUEST, 240)
+VERDICT = VerdictStatement(DISPUTES, 2, WRONG, "chunk 1 differs")
+SHOWN = {REQUEST.request_id: Evidence(REQUEST, (), WRONG, MANIFEST)}
+
+
+def evidence_of(number: int) -> Evidence:
+    request = make_request(number)
+    return Evidence(request, (), make_receipt(request, 100), MANIFEST)
+
+
+async def test_a_verdict_is_signed_again_and_again(validators: Validators) -> None:
+    committee = validators.opened()
+    first = await committee.vouch(VERDICT, SHOWN)
+    assert len(first) == 5
+    assert recover(statements.digest_of(DOMAIN, VERDICT), first[0].value) == VALIDATORS[0].address
+    assert await committee.vouch(VERDICT, SHOWN) == first
+    assert await committee.vouch(replace(VERDICT, epoch=3), SHOWN) != first  # a later epoch's may have to
+
+
+async def test_the_node_does_not_judge_itself(validators: Validators) -> None:
+    receipt = make_receipt(REQUEST, 240, VALIDATORS[2])
+    shown = {REQUEST.request_id: replace(SHOWN[REQUEST.request_id], receipt=receipt)}
+    signed = await validators.opened().vouch(replace(VERDICT, receipt=receipt), shown)
+    assert [one.signer for one in signed] == [VALIDATORS[n].address for n in (0, 1, 3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (replace(VERDICT, contract=bytes(20)), "this network's DisputeManager is"),
+        (replace(VERDICT, receipt=make_receipt(make_request(2), 240)), "for an answer that is shown"),
+        (replace(VERDICT, receipt=make_receipt(REQUEST, 239)), "of another receipt"),
+        (replace(VERDICT, receipt=replace(WRONG, signatures=())), "a signature of 0 bytes"),
+        (
+            replace(VERDICT, receipt=replace(make_receipt(REQUEST, 239), receipt=WRONG.receipt)),
+            "the receipt is signed by",
+        ),
+        (replace(VERDICT, epoch=0), "there is no epoch 0"),
+    ],
+)
+async def test_a_wrong_verdict_is_refused(validators: Validators, wrong: VerdictStatement, why: str) -> None:
+    with pytest.raises(EndorsementRefused, match=why):
+        await validators.opened().vouch(wrong, SHOWN)
+    assert validators.chain.inspected == []
+
+
+async def test_a_verdict_that_nobody_confirms_is_not_signed(validators: Validators) -> None:
+    committee, chain = validators.opened(), validators.chain
+    chain.objection = EndorsementRefused("the result is right")
+    with pytest.raises(EndorsementRefused, match="the result is right"):
+        await committee.vouch(VERDICT, SHOWN)
+    with pytest.raises(EndorsementRefused, match="for an answer that is shown") as refused:
+        await committee.vouch(VERDICT, {})
+    assert refused.value.wanted == {REQUEST.request_id}
+    chain.objection, chain.escrowed = None, [TERMS]
+    await committee.endorse(DONE)  # nothing was remembered against it
+
+
+async def test_what_was_called_wrong_is_never_paid(validators: Validators) -> None:
+    committee, chain = validators.opened(), validators.chain
+    chain.escrowed = [TERMS]
+    await committee.vouch(VERDICT, SHOWN)
+    with pytest.raises(EndorsementRefused, match="1 receipts are of wrong results") as refused:
+        await committee.endorse(DONE)
+    assert refused.value.invalid == {REQUEST.request_id}
+    lie = make_charge(1, 100, 10_000).receipt
+    await committee.vouch(replace(VERDICT, receipt=lie), {id_of(1): evidence_of(1)})
+    with pytest.raises(EndorsementRefused, match="1 receipts are of wrong results") as refused:
+        await committee.endorse(batch(1, 1, 2))
+    assert refused.value.invalid == {id_of(1)}
+    await committee.endorse(batch(1, 2))
+    honest = make_charge(1, 100, 10_000, node=fake_signer("node 2"))  # who did the same request afterwards
+    await committee.endorse(batch_of(2, [honest]))
+
+
+# --- performances ---
+
+MEMBERS = sorted(validator.address for validator in VALIDATORS)
+DONE_WORK = PerformancesStatement(DISPUTES, 2, 1, tuple(Performance(one, 9, 1, 0) for one in MEMBERS))
+
+
+async def test_several_who_count_a_little_differently_are_signed(validators: Validators) -> None:
+    committee = validators.opened()
+    other = replace(DONE_WORK, performances=(Performance(MEMBERS[0], 10, 0, 0), *DONE_WORK.performances[1:]))
+    for statement in (DONE_WORK, other):  # one of them is reported; ncn_inspect says which are near enough
+        assert len(await committee.vouch(statement, {})) == 5
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (replace(DONE_WORK, contract=bytes(20)), "this network's DisputeManager is"),
+        (replace(DONE_WORK, performances=()), "there is one"),
+        (replace(DONE_WORK, performances=DONE_WORK.performances[::-1]), "ascending order"),
+        (replace(DONE_WORK, performances=DONE_WORK.performances[:1] * 2), "ascending order"),
+        (replace(DONE_WORK, performances=(Performance(b"\xff" * 20, 1, 0, 0),)), "was no validator of epoch 1"),
+        (replace(DONE_WORK, period=2), "epoch 2 is not over"),
+        (replace(DONE_WORK, period=0), "epoch 0 is not over"),
+    ],
+)
+async def test_wrong_performances_are_refused(validators: Validators, wrong: PerformancesStatement, why: str) -> None:
+    with pytest.raises(EndorsementRefused, match=why):
+        await validators.opened().vouch(wrong, {})
+    assert validators.chain.inspected == []
+
+
+# --- who says nothing about conduct ---
+
+SUBNET = SubnetStatement(2, Record("subnet", GATEWAY.address, 1, 2**42, b"models"))
+
+
+@pytest.mark.parametrize("statement", [VERDICT, DONE_WORK, SUBNET])
+async def test_who_executes_nothing_again_says_nothing_about_conduct(
+    validators: Validators, statement: Statement
+) -> None:
+    committee = validators.opened(inspected=False)
+    with pytest.raises(EndorsementRefused, match="this process executes nothing again"):
+        await committee.vouch(statement, SHOWN)
+
+
+@pytest.mark.parametrize("statement", [VERDICT, DONE_WORK, SUBNET])
+async def test_an_epoch_that_is_over_judges_nobody(validators: Validators, statement: Statement) -> None:
+    committee = validators.opened()
+    committee.clock = lambda: (NOW_S + 1) * 1000
+    with pytest.raises(EndorsementRefused, match="epoch 2 is over"):
+        await committee.vouch(statement, SHOWN)
 
 
 # --- a gateway that lies as it can ---

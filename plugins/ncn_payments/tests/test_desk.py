@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from ncn_framework import hookimpl
+from ncn_framework.digests import failure_digest
 from ncn_framework.errors import (
+    EndorsementRefused,
     NcnError,
     NodeLost,
     NoHandlerError,
@@ -35,7 +37,8 @@ from ncn_framework.models import (
     SignedReceipt,
 )
 from ncn_framework.node import Node
-from ncn_framework.payments import ESCROW, EXACT, VOUCHER, FailureStatement, PaymentConfirmation, PaymentDue
+from ncn_framework.payments import ESCROW, EXACT, VOUCHER, PaymentConfirmation, PaymentDue, Quorum
+from ncn_framework.statements import FailureStatement, Statement
 from ncn_framework.states import State
 from ncn_framework.testing.fakes import FakeRuntime, RecordingPlugin, fake_candidates
 from ncn_payments import accounts as accounts_module
@@ -44,6 +47,7 @@ from ncn_payments.ledger import Ledger
 from ncn_payments.ledger_reader import BatchState
 from ncn_payments.onchain import OnChain
 from ncn_payments.plugin import Plugin
+from ncn_payments.stakes import Stakes
 
 from .network import Network
 from .payments import CLIENT, GATEWAY, NODE, make_request, make_transfer, priced, written
@@ -88,6 +92,11 @@ class Others(RecordingPlugin):
     def __init__(self, network: Network) -> None:
         super().__init__("others", domain=network.domain)
         self.ended: dict[bytes, State | Exception] = {}
+        self.out: set[bytes] = set()
+
+    @hookimpl
+    def ncn_standing(self, account: bytes, out: bool) -> None:
+        (self.out.add if out else self.out.discard)(account)
 
     @hookimpl
     def ncn_settle(self) -> None:  # type: ignore[override]
@@ -167,8 +176,9 @@ async def opened(
         own = replace(network, stack=stack)
         chain = await own.onchain(GATEWAY)
         ledger = await stack.enter_async_context(network.ledger())
-        committee = own.committee(chain) if quorum else None
-        desk = made[0].payments.desk = Desk(node, made[0].payments.settings, ledger, chain, committee)
+        made[0].payments.stakes = Stakes(chain.contracts, chain.writer)
+        made[0].payments.validators = own.committee(chain) if quorum else None
+        desk = made[0].payments.desk = Desk(node, made[0].payments.settings, ledger, chain)
         yield Gateway(node, desk, chain, ledger, runtime, others)
 
 
@@ -421,8 +431,15 @@ async def test_validators_of_this_process_are_asked(network: Network, gateway: G
     await client.fund_account(10**18, "account")
     asking = asyncio.create_task(gateway.ask(a_request(network, payment=ESCROW, authorization=None), BY_UNIT))
     due = await gateway.due()
-    quorum = await gateway.life.endorse(FailureStatement(due.terms, due.escrow_id, "why not"))
-    assert len(quorum.signatures) == 3
+    endorse = gateway.node.validation.endorse
+    signature = GATEWAY.sign(failure_digest(network.domain, due.escrow_id)).value
+    statement = FailureStatement(due.terms, due.escrow_id, "why not", signature)
+    with pytest.raises(EndorsementRefused, match="these terms are not in escrow"):
+        await endorse(statement)
+    await client.pay_escrow(due.terms, due.quorum, "pay")
+    with pytest.raises(EndorsementRefused, match="the failure is signed by"):
+        await endorse(replace(statement, signature=CLIENT.sign(failure_digest(network.domain, due.escrow_id)).value))
+    assert len((await endorse(statement)).signatures) == 3
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
 
@@ -432,6 +449,26 @@ async def test_without_their_keys_others_are_to_be_asked(network: Network, make_
         with pytest.raises(NoHandlerError, match="ncn_endorse"):
             await gateway.ask(a_request(network, payment=ESCROW, authorization=None), BY_UNIT)
         assert gateway.states[-1] == "FAILED"
+
+
+async def test_a_client_has_the_money_for_a_wrong_result_back(network: Network, make_node: MakeNode) -> None:
+    """Its channel is as free as before, also after a restart; and the node is out."""
+    channel = await network.deposit(FEE + LIMIT_UNITS * UNIT)
+    async with opened(network, make_node) as gateway:
+        outcome = await gateway.ask(a_request(network), BY_UNIT)
+        account, wrong = gateway.desk.accounts.account(channel), outcome.receipt.receipt.request_id
+        assert account.charged_wei == FEE
+
+        async def refuse(statement: Statement) -> Quorum:
+            raise EndorsementRefused("the result is wrong", invalid=[wrong])
+
+        gateway.desk.settler.endorse = refuse
+        assert await gateway.desk.settler.settle(everything=True) == []
+        assert account.charged_wei == 0
+        assert gateway.others.out == {NODE.address}
+        await gateway.ask(a_request(network, 2), BY_UNIT)
+    async with opened(network, make_node) as gateway:
+        assert gateway.desk.accounts.account(channel).charged_wei == FEE
 
 
 # --- in the background ---

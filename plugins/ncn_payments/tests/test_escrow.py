@@ -20,7 +20,8 @@ from ncn_framework.errors import (
     TaskEnded,
 )
 from ncn_framework.models import InferenceRequest, Route
-from ncn_framework.payments import ESCROW, PaymentConfirmation, PaymentDue, Quorum, Statement
+from ncn_framework.payments import ESCROW, PaymentConfirmation, PaymentDue, Quorum
+from ncn_framework.statements import Statement
 from ncn_payments.escrow import EscrowDesk, EscrowLease
 from ncn_payments.ledger import Ledger
 from ncn_payments.onchain import OnChain
@@ -66,7 +67,16 @@ async def open_desk(network: Network, clock: Clock | None = None) -> AsyncIterat
         ledger = await stack.enter_async_context(network.ledger())
         committee = own.committee(chain)
         committee.clock = clock
-        desk = EscrowDesk(network.domain, GATEWAY.address, chain, committee.endorse, ledger, GRACE_S, clock)
+        desk = EscrowDesk(
+            network.domain,
+            GATEWAY,
+            chain,
+            committee.endorse,
+            committee.validation.epoch,
+            ledger,
+            GRACE_S,
+            clock,
+        )
         yield Open(desk, ledger, chain, clock)
 
 
@@ -139,10 +149,10 @@ async def test_a_request_that_fails_is_given_back(network: Network) -> None:
         assert await free_wei(network) == 10**18
         assert opened.ledger.open_escrows() == []
         assert opened.desk.open == {}
-        # and then it cannot be completed any more: the validators do not contradict themselves
+        # and then it cannot be completed any more
         late, _ = await entered(opened, request)
         late.due = due
-        with pytest.raises(EndorsementRefused, match="another statement was signed"):
+        with pytest.raises(EndorsementRefused, match="these terms are not in escrow"):
             await opened.desk.settle(make_receipt(request, UNIT, domain=network.domain))
 
 

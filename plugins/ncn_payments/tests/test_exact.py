@@ -100,7 +100,14 @@ async def test_a_transfer_pays_and_the_network_is_paid(network: Network, client:
         node = await network.tokens(NODE.address)
         committee = network.committee(opened.chain)
         settings = settings_of(network.home)
-        settler = Settler(network.domain, opened.ledger, opened.chain, committee.endorse, settings)
+        settler = Settler(
+            network.domain,
+            opened.ledger,
+            opened.chain,
+            committee.endorse,
+            settings,
+            epoch=committee.validation.epoch,
+        )
         (batch,) = await settler.settle(everything=True)
         assert batch.statement.charges[0].client == request.client
         assert await network.tokens(NODE.address) - node == FEE * 80 // 100

@@ -18,7 +18,8 @@ import pytest
 
 from ncn_framework.digests import channel_id
 from ncn_framework.errors import StoreError
-from ncn_framework.payments import BatchStatement, EscrowTerms
+from ncn_framework.payments import EscrowTerms
+from ncn_framework.statements import BatchStatement
 from ncn_payments import batches
 from ncn_payments.ledger import Ledger
 from ncn_payments.ledger_lock import writing_process
@@ -113,6 +114,32 @@ async def test_a_settled_batch_says_what_it_cost(ledger: Ledger) -> None:
     assert ledger.batches(BatchState.SIGNED) == []
     assert ledger.newest_batches(10) == [(row, 1, 10)]
     assert ledger.balances()[CHANNEL].charged_wei == 10  # charged stays charged
+
+
+async def test_what_is_refused_is_in_no_batch_and_draws_on_nothing(ledger: Ledger) -> None:
+    for number in range(3):
+        await ledger.enter(make_charge(number, 10, 100), number)
+    first, second, third = ledger.unsettled()
+    await ledger.refuse(GATEWAY.address, [first.number, third.number], "the results are wrong", 9)
+    assert ledger.unsettled() == [second]
+    assert ledger.balances()[CHANNEL].charged_wei == 10
+    assert ledger.highest_nonce(GATEWAY.address) == 0
+    assert ledger.statement(GATEWAY.address, 0) is None
+    assert ledger.newest_batches(9) == []
+    shown = [(entry.number, batch and (batch.state, batch.detail)) for entry, batch in ledger.history(9)]
+    refused = (BatchState.REFUSED, "the results are wrong")
+    assert shown == [(third.number, refused), (second.number, None), (first.number, refused)]
+    assert ledger.has_charge(first.request_id)  # so that it is not charged again
+    assert ledger.in_doubt() == [second.request_id]
+
+
+async def test_what_is_in_a_batch_is_not_refused(ledger: Ledger) -> None:
+    await ledger.enter(make_charge(1, 10, 100), 1)
+    statement, numbers = statement_of(ledger, 1)
+    await ledger.add_batch(statement, numbers, 2)
+    await ledger.refuse(GATEWAY.address, numbers, "too late", 3)
+    assert ledger.statement(GATEWAY.address, 1) == statement
+    assert ledger.balances()[CHANNEL].charged_wei == 10
 
 
 async def test_what_somebody_else_settled_is_settled(ledger: Ledger) -> None:

@@ -24,7 +24,7 @@ from bench.network import free_ports
 from ncn_client import AsyncClient
 from ncn_framework import digests
 from ncn_framework.config import Config
-from ncn_framework.errors import CapacityError, ConfigError, NcnError, SignatureRejected, StoreError
+from ncn_framework.errors import CapacityError, ConfigError, EndorsementRefused, NcnError, SignatureRejected, StoreError
 from ncn_framework.manager import loaded_plugin
 from ncn_framework.models import Domain, SignedReceipt
 from ncn_framework.node import Node
@@ -260,6 +260,32 @@ async def test_the_operator_orders_a_running_gateway_to_settle(home: Path) -> No
             (3, str(3 * FEE)),
         ]
         assert "settled" in await typed("history", "--role", "gateway")
+
+
+async def test_what_validators_refuse_is_shown_as_refused(home: Path) -> None:
+    async with network(home) as world:
+        await world.ask(2)
+        desk = world.gateway.plugins.instances["payments"].payments.desk
+        endorse = desk.settler.endorse
+        wrong = desk.ledger.unsettled()[0].request_id
+
+        async def object_to(statement: Any) -> Any:
+            if wrong in {charge.receipt.receipt.request_id for charge in statement.charges}:
+                raise EndorsementRefused("a result is wrong", invalid=[wrong])
+            return await endorse(statement)
+
+        desk.settler.endorse = object_to
+        (batch,) = await typed_json("settle")
+        assert batch["receipts"] == 1
+        history = await typed_json("history", "--role", "gateway")
+        shown = [(one["request_id"] == "0x" + wrong.hex(), one["refused"], one["batch"]) for one in history["charges"]]
+        assert shown == [
+            (False, None, {"nonce": 2, "state": "settled"}),
+            (True, "validators found the result wrong", None),
+        ]
+        assert [one["nonce"] for one in history["batches"]] == [2, 1]
+        assert "refused: validators found the result wrong" in await typed("history", "--role", "gateway")
+        assert (await typed_json("balance"))["channels"][0]["spent_wei"] == str(FEE)
 
 
 async def test_what_each_payee_is_shown_to_get_is_what_the_chain_gave(

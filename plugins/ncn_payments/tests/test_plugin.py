@@ -25,7 +25,7 @@ def test_every_hook_of_it_is_one_of_the_kernels(make_node: MakeNode) -> None:
     """A misspelt hook would be refused when the node is made."""
     node = make_node("gateway", Plugin)
     assert PaymentsSettings in node.plugins.settings()
-    assert [command.name for command in node.plugins.commands()] == ["wallet", "payments", "chain"]
+    assert [command.name for command in node.plugins.commands()] == ["wallet", "payments", "stake", "chain"]
     for hook in ("ncn_check", "ncn_reserve", "ncn_settle", "ncn_confirm_payment", "ncn_endorse", "ncn_event"):
         assert node.plugins.call_order(hook)
 

@@ -10,11 +10,13 @@ import pytest
 from starlette.applications import Starlette
 
 from ncn_framework.digests import channel_id
-from ncn_framework.errors import Draining, MalformedRequest, UnknownTask
+from ncn_framework.errors import Draining, MalformedRequest, TaskEnded, UnknownTask
+from ncn_framework.inclusion import InclusionJson, inclusion_from_json
 from ncn_framework.node import Node
 from ncn_framework.signing import address_hex
 from ncn_framework.wire import messages_pb2 as pb
-from ncn_framework.wire.convert_batches import statement_from_pb
+from ncn_framework.wire.convert_batches import batch_from_pb
+from ncn_framework.wire.json import decode
 from ncn_payments import accounts as accounts_module
 from ncn_payments.operator_token import OperatorToken
 from ncn_payments.routes import payment_routes
@@ -143,12 +145,34 @@ async def test_it_publishes_a_batch(http: httpx.AsyncClient, network: Network, g
     settled = await settle_something(network, gateway)
     answer = await http.get("/api/v1/batches/1")
     assert answer.headers["content-type"] == "application/x-protobuf"
-    assert statement_from_pb(pb.BatchStatement.FromString(answer.content)) == settled.statement
+    assert batch_from_pb(pb.BatchStatement.FromString(answer.content)) == settled.statement
     with pytest.raises(UnknownTask, match="no batch with nonce 2"):
         await http.get("/api/v1/batches/2")
     for bad in ("-1", "x", "9" * 19, "\u0662"):
         with pytest.raises(MalformedRequest, match="is not the nonce of a batch"):
             await http.get(f"/api/v1/batches/{bad}")
+
+
+async def test_it_tells_where_a_request_was_settled(
+    http: httpx.AsyncClient, network: Network, gateway: Gateway
+) -> None:
+    settled = await settle_something(network, gateway)
+    for charge in settled.statement.charges:
+        receipt = charge.receipt.receipt
+        answer = await http.get(f"/api/v1/inference/0x{receipt.request_id.hex()}/inclusion")
+        found = inclusion_from_json(decode(answer.content, InclusionJson))
+        said: list[str] = []
+        found.check(network.domain, receipt, charge.inputs_hash, said.append)
+        assert said[1] == "committee: epoch 1, 3 of 5 validators signed the batch"
+        assert (found.batch, "0x" + found.transaction.hex()) == (settled.statement.batch, settled.tx)
+    waiting = make_charge(7, UNIT, network.voucher(10 * UNIT), domain=network.domain)
+    await gateway.ledger.enter(waiting, 0)
+    with pytest.raises(TaskEnded, match="no batch on chain yet"):
+        await http.get(f"/api/v1/inference/0x{waiting.receipt.receipt.request_id.hex()}/inclusion")
+    with pytest.raises(UnknownTask, match="was not charged"):
+        await http.get(f"/api/v1/inference/0x{bytes(32).hex()}/inclusion")
+    with pytest.raises(MalformedRequest, match="id has 2 bytes"):
+        await http.get("/api/v1/inference/0xffff/inclusion")
 
 
 async def test_only_the_operator_has_it_settle(http: httpx.AsyncClient, network: Network, gateway: Gateway) -> None:

@@ -17,6 +17,7 @@ from ncn_framework.models import Domain, InferenceRequest, Route
 from ncn_framework.node import Node
 from ncn_framework.payments import ESCROW, EXACT, VOUCHER, Voucher
 from ncn_framework.signing import Signer, address_hex, load_or_create_signer
+from ncn_framework.statements import PerformancesStatement
 from ncn_framework.testing.fakes import FakeRuntime, fake_candidates
 from ncn_payments.books import BooksLease
 from ncn_payments.config import PaymentsSettings
@@ -152,7 +153,7 @@ async def test_a_node_has_nothing_to_say_about_what_is_a_gateways(compute: tuple
     assert payments.check(request, MANIFEST) is None
     assert list(payments.routes()) == []
     with pytest.raises(NoHandlerError):
-        await node.lifecycle.endorse(None)  # type: ignore[arg-type]
+        await node.validation.endorse(None)  # type: ignore[arg-type]
     assert node.lifecycle._hook.ncn_confirm_payment(confirmation=None) is None
 
 
@@ -194,12 +195,19 @@ def test_validators_are_those_of_the_settings_or_of_the_development_network(tmp_
     assert "abc" not in str(refused.value)
 
 
-async def test_without_keys_there_is_no_committee(network: Network, make_node: MakeNode) -> None:
-    _, payments = plugin_of(make_node, "gateway")
-    chain = await network.onchain()
-    with payments.committee(chain) as committee:
-        assert committee is not None
-    elsewhere = replace(network.domain, chain_id=1)
-    chain.domain = elsewhere
-    with payments.committee(chain) as committee:
-        assert committee is None
+async def test_without_keys_nobody_signs(network: Network, make_node: MakeNode) -> None:
+    node, payments = plugin_of(make_node, "gateway")
+    chain, statement = await network.onchain(), PerformancesStatement(bytes(20), 1, 1, ())
+    with payments.validating(chain):
+        assert payments.validators is not None
+        assert len(node.validators) == 5
+    assert payments.validators is None
+    chain.domain = replace(network.domain, chain_id=1)
+    with payments.validating(chain):
+        assert payments.validators is None
+        assert node.validators == ()
+        with pytest.raises(NoHandlerError):
+            await node.validation.vouch(statement, {})
+        with pytest.raises(NoHandlerError):
+            await node.validation.endorse(statement)
+        assert len((await node.validation.epoch()).members) == 5  # the chain is asked all the same

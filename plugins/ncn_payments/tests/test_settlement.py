@@ -13,8 +13,9 @@ import pytest
 
 from ncn_framework.digests import channel_id
 from ncn_framework.errors import ChainError, EndorsementRefused, TransactionReverted
-from ncn_framework.payments import Charge, Quorum, Statement
+from ncn_framework.payments import Charge, Quorum
 from ncn_framework.signing import Signer
+from ncn_framework.statements import Statement
 from ncn_framework.testing.fakes import ManualClock, fake_signer
 from ncn_payments import batches
 from ncn_payments.ledger import Ledger
@@ -55,7 +56,7 @@ async def settling(
         chain = await own.onchain(signer)
         ledger = await stack.enter_async_context(network.ledger(name))
         committee = own.committee(chain)
-        options: dict[str, Any] = {} if clock is None else {"clock": clock}
+        options: dict[str, Any] = {"epoch": committee.validation.epoch} | ({} if clock is None else {"clock": clock})
         settler = Settler(
             network.domain, ledger, chain, committee.endorse, settings_of(network.home, **settings), **options
         )

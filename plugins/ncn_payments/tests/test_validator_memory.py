@@ -79,11 +79,42 @@ def test_an_escrow_ends_one_way(memory: ValidatorMemory) -> None:
     memory.sign_escrow(R1, "failed", SECOND, "done")
 
 
+def test_what_was_called_wrong_is_known(memory: ValidatorMemory) -> None:
+    assert memory.wrong_receipts((R1, R2)) == {}
+    for receipt in (FIRST, SECOND, FIRST):
+        memory.sign_verdict(R1, receipt)
+    assert memory.wrong_receipts((R1, R2)) == {R1: {FIRST, SECOND}}
+
+
+def test_a_record_begins_with_its_fee_and_grows(memory: ValidatorMemory) -> None:
+    with pytest.raises(EndorsementRefused, match="name the transaction that has paid its fee"):
+        memory.sign_record("subnet", GATEWAY, 1, FIRST, b"")
+    for _ in range(2):
+        memory.sign_record("subnet", GATEWAY, 2**64 - 1, FIRST, R1)
+        memory.sign_record("subnet", GATEWAY, 2**64 - 1, FIRST, b"")
+    for sequence, digest in ((2**64 - 1, SECOND), (7, FIRST)):
+        with pytest.raises(EndorsementRefused, match=f"version {2**64 - 1} of this subnet was signed already"):
+            memory.sign_record("subnet", GATEWAY, sequence, digest, R1)
+    memory.sign_record("subnet", GATEWAY, 2**64, SECOND, b"")
+
+
+def test_a_fee_is_used_for_one_record(memory: ValidatorMemory) -> None:
+    memory.sign_record("subnet", GATEWAY, 1, FIRST, R1)
+    for kind, owner in (("subnet", ESCROW[:20]), ("other", GATEWAY)):
+        with pytest.raises(EndorsementRefused, match="has paid for another record"):
+            memory.sign_record(kind, owner, 1, FIRST, R1)
+    with pytest.raises(EndorsementRefused):  # and is not used up by a version that was refused
+        memory.sign_record("subnet", GATEWAY, 1, SECOND, R2)
+    memory.sign_record("subnet", ESCROW[:20], 1, FIRST, R2)
+
+
 def test_it_outlives_its_process(tmp_path: Path) -> None:
     path = tmp_path / "validators.db"
     first = ValidatorMemory(path)
     sign(first, 7, FIRST, R1)
     first.sign_escrow(ESCROW, "failed", FIRST, "done")
+    first.sign_verdict(R2, FIRST)
+    first.sign_record("subnet", GATEWAY, 2, FIRST, R1)
     first.close()
     second = ValidatorMemory(path)
     assert second.batches_of((R1,)) == {R1: {(GATEWAY, 7)}}
@@ -91,6 +122,9 @@ def test_it_outlives_its_process(tmp_path: Path) -> None:
         sign(second, 7, SECOND, R1)
     with pytest.raises(EndorsementRefused):
         second.sign_escrow(ESCROW, "done", SECOND, "failed")
+    assert second.wrong_receipts((R2,)) == {R2: {FIRST}}
+    with pytest.raises(EndorsementRefused):
+        second.sign_record("subnet", GATEWAY, 1, FIRST, R1)
     second.close()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ import grpc
 
 from ncn_framework import digests
 from ncn_framework.config import Config
+from ncn_framework.errors import NcnError
 from ncn_framework.lifecycle import now_ms
 from ncn_framework.manager import loaded_plugin
 from ncn_framework.models import Domain, ModelManifest, NodeInfo, Record
@@ -48,6 +49,7 @@ class Sea:
         self.providers: dict[bytes, list[str]] = {}
         self.swarms: list[FakeSwarm] = []
         self.published: list[tuple[str, bytes]] = []
+        self.questions: list[tuple[str, str, bytes]] = []
         self.deaf = False
 
     def swarm(self, key: bytes, listen: Sequence[str], **options: Any) -> FakeSwarm:
@@ -68,10 +70,12 @@ class FakeSwarm:
         stored: Callable[[str, bytes], None],
         validate: Callable[[str, bytes], int | None],
         admit: Callable[[str, bytes, str], bool],
+        asked: Callable[[bytes, str], Awaitable[bytes]],
         announce: Sequence[str] = (),
         bootstrap: Sequence[str] = (),
     ) -> None:
         self.sea, self.heard, self.stored, self.validate, self.admit = sea, heard, stored, validate, admit
+        self.answer = asked
         self.peer_id = f"peer{key.hex()[:8]}"
         self.addresses = [f"{listen[0]}/p2p/{self.peer_id}"]
         self.topics: set[str] = set()
@@ -114,6 +118,15 @@ class FakeSwarm:
             if topic in other.topics and other.admit(topic, data, self.peer_id):
                 other.heard(topic, data, self.peer_id)
 
+    async def ask(self, peer_id: str, addresses: Sequence[str], question: bytes, timeout_s: float) -> bytes:
+        async with asyncio.timeout(timeout_s):
+            for other in self._others():
+                if other.peer_id == peer_id:
+                    assert list(addresses) == other.addresses
+                    self.sea.questions.append((self.peer_id, peer_id, question))
+                    return await other.answer(question, self.peer_id)
+        raise NcnError(f"peer {peer_id} cannot be reached")
+
     async def wait_down(self) -> None:
         await asyncio.Event().wait()
 
@@ -146,11 +159,12 @@ def a_heartbeat(signer: Signer = NODE, at_ms: int | None = None, in_flight: int 
     return message
 
 
-def a_node(role: str, home: Path, plugin: Any = Plugin, **settings: str) -> Node:
-    """Return a role with the registry's plugin alone."""
+def a_node(role: str, home: Path, plugin: Any = Plugin, others: Sequence[Any] = (), **settings: str) -> Node:
+    """Return a role with the registry's plugin, and ``others``."""
     environment = {"NCN_HOME": str(home), **{f"NCN_REGISTRY_{key.upper()}": value for key, value in settings.items()}}
     config = Config(Sources(environment=environment, folder=home))
-    return Node(role, config, [loaded_plugin("registry", plugin)])
+    more = [loaded_plugin(f"other{number}", other) for number, other in enumerate(others)]
+    return Node(role, config, [loaded_plugin("registry", plugin), *more])
 
 
 @asynccontextmanager
@@ -184,8 +198,10 @@ class RunningRegistry:
 
 
 @asynccontextmanager
-async def a_registry(home: Path, sea: Sea, **settings: str) -> AsyncIterator[RunningRegistry]:
-    """Run a registry on ``sea`` until the context is left."""
+async def a_registry(
+    home: Path, sea: Sea, others: Sequence[Any] = (), validators: Sequence[Signer] = (), **settings: str
+) -> AsyncIterator[RunningRegistry]:
+    """Run a registry on ``sea`` until the context is left, with ``others`` as plugins, that speaks for validators."""
 
     class Faked(Plugin):
         @property
@@ -197,7 +213,9 @@ async def a_registry(home: Path, sea: Sea, **settings: str) -> AsyncIterator[Run
     await asyncio.to_thread(home.mkdir, exist_ok=True)
     given = {"grpc_listen_addr": "127.0.0.1:0", "heartbeat_interval_ms": "200", **settings}
     async with AsyncExitStack() as stack:
-        node = await stack.enter_async_context(running(a_node("registry", home, Faked, **given)))
+        node = a_node("registry", home, Faked, others, **given)
+        node.validators = tuple(validators)
+        await stack.enter_async_context(running(node))
         target = node.endpoints["grpc"]
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(target))
         plugin = node.plugins.instances["registry"]

@@ -74,8 +74,8 @@ def peer(number: int, *bootstrap: Swarm, **options: Any) -> Swarm:
     options.setdefault("heard", Ears())
     options.setdefault("validate", sequence_of)
     options.setdefault("timing", QUICK)
-    addresses = [address for other in bootstrap for address in other.addresses]
-    return Swarm(number.to_bytes(32, "big"), [LOCAL], bootstrap=addresses, **options)
+    options.setdefault("bootstrap", [address for other in bootstrap for address in other.addresses])
+    return Swarm(number.to_bytes(32, "big"), options.pop("listen", [LOCAL]), **options)
 
 
 async def until(condition: Callable[[], object], what: str, within_s: float = 30) -> None:

@@ -20,7 +20,8 @@ from ncn_framework.wire import messages_pb2 as mpb
 from ncn_framework.wire.convert import record_to_pb
 from ncn_registry.commands import node, registry
 
-from .network import NODE, OTHER, RunningRegistry, Sea, a_heartbeat, a_record, a_registry
+from .committee import VALIDATORS, a_chain, an_epoch
+from .network import NODE, OTHER, RunningRegistry, Sea, a_heartbeat, a_record, a_registry, until
 
 
 @pytest.fixture
@@ -79,6 +80,22 @@ async def test_records_and_peers_are_listed(tmp_path: Path, sea: Sea, one: Runni
         (peer,) = await shown(registry, "peers", "--at", one.target)
         assert peer["multiaddrs"][0].endswith(peer["peer_id"])
         assert peer["peer_id"] in await said(registry, "peers", "--at", one.target)
+
+
+async def test_validators_are_listed(tmp_path: Path, sea: Sea, one: RunningRegistry) -> None:
+    with pytest.raises(NcnError, match="ncn_epoch"):
+        await said(registry, "validators", "--at", one.target)
+    async with a_registry(tmp_path / "two", sea, [a_chain(an_epoch())], VALIDATORS[:4]) as two:
+        await until(lambda: two.registry.roll is not None and len(two.registry.roll.shown(("validator",))) == 4)
+        two.node.plugins.standing(VALIDATORS[0].address, True, "jailed")
+        rows = await shown(registry, "validators", "--at", two.target)
+        states = {row["validator"]: row["state"] for row in rows}
+        assert [states[address_hex(v.address)] for v in VALIDATORS] == ["jailed", *["active"] * 3, "silent"]
+        assert {row["stake_wei"] for row in rows} == {str(10**18)}
+        text = await said(registry, "validators", "--at", two.target)
+        assert f"{address_hex(VALIDATORS[1].address)}  active  1,000,000,000,000,000,000 wei  /ip4/" in text
+        rows = await shown(registry, "records", "--kind", "validator", "--at", two.target)
+        assert len(rows) == 4
 
 
 async def test_who_is_unknown_or_mistyped_is_a_clear_error(one: RunningRegistry) -> None:

@@ -24,7 +24,7 @@ def test_each_role_has_its_part(tmp_path: Path, role: str, part: type) -> None:
     node = a_node(role, tmp_path)
     assert isinstance(node.plugins.instances["registry"].part, part)
     assert node.plugins.settings() == [RegistrySettings]
-    assert [command.name for command in node.plugins.commands()] == ["registry", "node"]
+    assert [command.name for command in node.plugins.commands()] == ["registry", "node", "subnet"]
     routes = [route.path for route in node.plugins.http_routes(node)]
     assert routes == ([] if role == "registry" else ["/api/v1/nodes"])
     assert Plugin.roles == ROLES

@@ -178,6 +178,26 @@ async def test_a_bootstrap_peer_may_start_later() -> None:
             await until(lambda: early.peers(), "the bootstrap peer was tried again")
 
 
+async def test_ipv6_can_be_dialled() -> None:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    async with peer(1, listen=["/ip6/::1/tcp/0"]) as one, peer(2, one, listen=["/ip6/::1/tcp/0"]):
+        await until(lambda: one.peers(), "they know each other by IPv6")
+
+
+async def test_names_can_be_dialled() -> None:
+    async with peer(1) as one:
+        name = one.addresses[0].replace("/ip4/127.0.0.1/", "/dns4/localhost/")
+        async with peer(2, bootstrap=[name]):
+            await until(lambda: one.peers(), "they know each other by name")
+        async with peer(3) as other:
+            with pytest.raises(SwarmError, match=r"cannot be reached at /dns/nowhere\.invalid/"):
+                await other.connect(one.addresses[0].replace("/ip4/127.0.0.1/", "/dns/nowhere.invalid/"))
+
+
 async def test_announced_addresses_replace_those_listened_on() -> None:
     async with peer(1, announce=["/ip4/192.0.2.7/tcp/8828"]) as node:
         assert node.addresses == [f"/ip4/192.0.2.7/tcp/8828/p2p/{node.peer_id}"]

@@ -27,6 +27,7 @@ from .inputs import Inputs
 from .network import Network
 from .requests import Named, Options, Prepared, Task
 from .session import Session
+from .settled import included
 from .vouchers import Spending
 
 __all__ = ["GATEWAY", "AsyncClient", "Client"]
@@ -154,6 +155,10 @@ class Client:
     def proof(self, task: Named) -> Proof:
         """Return the proof of a settled task."""
         return self._run(self._session.proof(task))
+
+    def settled(self, proof: Proof) -> Proof:
+        """Return a proof with the batch in which its answer was settled, and the signatures of the validators."""
+        return self._run(included(proof))
 
     def models(self) -> tuple[Model, ...]:
         """Return the models that are served now."""
@@ -303,6 +308,10 @@ class AsyncClient:
     async def proof(self, task: Named) -> Proof:
         """As ``Client.proof``."""
         return await self._run(self._session.proof(task))
+
+    async def settled(self, proof: Proof) -> Proof:
+        """As ``Client.settled``."""
+        return await self._run(included(proof))
 
     async def models(self) -> tuple[Model, ...]:
         """As ``Client.models``."""

@@ -19,9 +19,12 @@ if TYPE_CHECKING:
     from .client import Client
     from .config import ClientSettings
 
-__all__ = ["embed", "infer", "verify", "walkthrough"]
+__all__ = ["embed", "infer", "settled", "verify", "walkthrough"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_POLL_S = 0.5
+"""How often ``ncn settled`` asks while it waits."""
 
 _SHOWN = 5
 """Numbers of a vector that ``ncn embed`` prints."""
@@ -150,6 +153,54 @@ def verify(file: BinaryIO, node: bytes | None) -> None:
 
     check(file.read(MAX_PROOF_BYTES + 1), node=node, report=lambda line: click.echo(f"ok  {_plain(line)}"))
     click.echo("verified" if node else "verified; any node was accepted, name the one that you trust with --node")
+
+
+@click.command(short_help="Add the validators' signatures to a saved answer.")
+@click.argument("file", type=click.Path(dir_okay=False, exists=True, path_type=Path))
+@click.option("--wait", "wait_s", type=click.FloatRange(0), default=0.0, metavar="SECONDS", help="How long to wait.")
+@click.option("--gateway", metavar="URL", help="Gateway to ask; default: setting client.gateway.")
+def settled(file: Path, wait_s: float, gateway: str | None) -> None:
+    """Ask the gateway in which batch the saved answer in FILE was settled, check it, and add it to FILE.
+
+    Receipts are settled in batches, which a committee of validators checks and signs behind the answers; by then, the
+    file proves who signed, and ncn verify prints it. Exit status 1 where the batch is not on chain yet.
+
+    \b
+    ncn settled answer.json --wait 60 && ncn verify answer.json
+    """
+    import time
+
+    from ncn_framework.errors import TaskEnded
+    from ncn_framework.proof import MAX_PROOF_BYTES
+    from ncn_framework.proof import verify as check
+
+    with file.open("rb") as opened:
+        proof = check(opened.read(MAX_PROOF_BYTES + 1))
+    until = time.monotonic() + wait_s
+    with _client(None, None, None, None, None, gateway) as client:
+        while True:
+            try:
+                whole = client.settled(proof)
+                break
+            except TaskEnded:
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(_POLL_S)
+    _replace(file, whole.to_json())
+    inclusion = whole.inclusion
+    if inclusion is not None:
+        signed = f"{len(inclusion.signers)} of {len(inclusion.members)} validators of epoch {inclusion.batch.epoch}"
+        click.echo(f"batch {inclusion.batch.nonce}, signed by {signed}; transaction 0x{inclusion.transaction.hex()}")
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file anew, whole or not at all."""
+    beside = path.with_name(path.name + ".part")
+    try:
+        beside.write_bytes(data)
+        beside.replace(path)
+    except OSError as error:
+        raise click.FileError(str(path), error.strerror or str(error)) from error
 
 
 @click.command("test-client", short_help="Walk the whole flow against a running network.")

@@ -25,9 +25,9 @@ class Plugin:
 
     @hookimpl
     def ncn_commands(self) -> Iterable[click.Command]:
-        from .commands import embed, infer, verify, walkthrough
+        from .commands import embed, infer, settled, verify, walkthrough
 
-        return (infer, embed, verify, walkthrough)
+        return (infer, embed, verify, settled, walkthrough)
 
     @hookimpl
     def ncn_settings(self) -> type[ClientSettings]:

@@ -51,7 +51,12 @@ def system_directories() -> list[Path]:
 
 
 def arguments(
-    readable: Iterable[Path], environment: Mapping[str, str], scratch_bytes: int, info_fd: int, block_fd: int
+    readable: Iterable[Path],
+    environment: Mapping[str, str],
+    scratch_bytes: int,
+    info_fd: int,
+    block_fd: int,
+    processor_fd: int,
 ) -> list[str]:
     """Return bwrap's options.
 
@@ -61,12 +66,15 @@ def arguments(
         scratch_bytes: size of the only writable place, the in-memory ``/tmp``.
         info_fd: descriptor on which bwrap tells the jail's process id.
         block_fd: descriptor on which bwrap waits for a byte before it goes on.
+        processor_fd: descriptor of what the jail reads as ``/proc/cpuinfo``, all that it has of procfs.
     """
     options = list(_FLAGS)
     for name, value in environment.items():
         options += ["--setenv", name, value]
     for device in DEVICES:
         options += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
+    # torch takes its slowest kernels, or none at all, where it cannot tell what processor it runs on
+    options += ["--ro-bind-data", str(processor_fd), "/proc/cpuinfo"]
     # before the mounts, since some of what is shown may lie in the host's /tmp
     options += ["--perms", "1777", "--size", str(scratch_bytes), "--tmpfs", "/tmp"]
     covered: list[Path] = []

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from .commands_sync import models_sync
+
 __all__ = ["models", "sandbox"]
 
 
@@ -24,16 +26,30 @@ def models() -> None:
     """Manage the models that this node serves (MODEL_PATH, by default home/models)."""
 
 
-@models.command("add")
+class _Add(click.Command):
+    """A command whose help lists the bundled models, which are looked up only for that."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from .bundled import ABOUT
+
+        with formatter.section("Models"):
+            formatter.write_dl(list(ABOUT.items()))
+
+
+@models.command("add", cls=_Add)
 @click.argument("name")
 @click.option("--base-fee-wei", type=click.IntRange(0), help="Price of a request; default: a thousandth of an NCN.")
 @click.option("--unit-fee-wei", type=click.IntRange(0), default=0, show_default=True, help="Price of a unit on top.")
 def models_add(name: str, base_fee_wei: int | None, unit_fee_wei: int) -> None:
-    """Add a bundled model, NAME, out of its pip package: minilm or mlp. Again with another price changes its price."""
+    """Add a bundled model, NAME, out of its pip package. Again with another price changes its price."""
     from . import bundled
+    from .progress import Bar
 
     base = bundled.PRICE_WEI if base_fee_wei is None else base_fee_wei
-    click.echo(bundled.materialise(name, _root(), base_fee_wei=base, unit_fee_wei=unit_fee_wei))
+    bar = Bar(name)
+    made = bundled.materialise(name, _root(), base_fee_wei=base, unit_fee_wei=unit_fee_wei, progress=bar.move)
+    bar.close()
+    click.echo(made)
 
 
 @models.command("list")
@@ -54,6 +70,9 @@ def models_verify() -> None:
     for manifest, directory in find_models(_root()).values():
         verify(directory, manifest)
         click.echo(f"{manifest.name}: {len(manifest.files)} files are what the manifest says")
+
+
+models.add_command(models_sync)
 
 
 @click.group()

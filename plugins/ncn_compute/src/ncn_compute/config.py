@@ -44,3 +44,15 @@ class ComputeSettings(Settings):
     capacity: int = Field(64, gt=0, le=65_536, description="Requests to take at once.")
     workers: int = Field(1, gt=0, le=256, description="Worker processes for each model.")
     record_lifetime_ms: int = Field(600_000, ge=10_000, description="How long a record of this node counts.")
+    subnets: Names = Field(
+        (),
+        description="Subnets to join, names or addresses, and gateways to dial; with GATEWAY_ADDR unset, theirs alone.",
+    )
+    sync_models: bool = Field(True, description="Fetch the models of the subnets that are joined by this setting.")
+    max_models_bytes: int = Field(
+        200 << 30, gt=0, description="Bytes of all models on this node's disk, beyond which none is fetched."
+    )
+    repeat_idle_ms: int = Field(
+        60_000, ge=0, description="How long a registry keeps a model open that it has executed again, for the next one."
+    )
+    repeat_models: int = Field(2, gt=0, le=64, description="Models that a registry executes again at once, at most.")

@@ -21,6 +21,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 from ncn_framework.errors import SandboxError
@@ -187,13 +188,15 @@ class JailedProcess:
             info, info_writer = _pipe(stack)
             block, block_writer = _pipe(stack)
             stderr, stderr_writer = _pipe(stack)
-            options = bwrap.arguments(readable, ENVIRONMENT, SCRATCH_BYTES, info_writer.fileno(), block.fileno())
+            processor = stack.enter_context(Path("/proc/cpuinfo").open("rb", buffering=0))
+            told = (info_writer.fileno(), block.fileno(), processor.fileno())
+            options = bwrap.arguments(readable, ENVIRONMENT, SCRATCH_BYTES, *told)
             code = stack.enter_context(os.fdopen(os.memfd_create("filter"), "r+b", buffering=0))
             code.write(seccomp.program(seccomp.Stage.START))
             code.seek(0)
             options += ["--seccomp", str(code.fileno())]
             listed = stack.enter_context(os.fdopen(bwrap.argument_file(options), "rb"))
-            inherited = (info_writer.fileno(), block.fileno(), code.fileno(), listed.fileno())
+            inherited = (*told, code.fileno(), listed.fileno())
             process = subprocess.Popen(
                 ["bwrap", "--args", str(listed.fileno()), "--", *self._spec.argv],
                 executable=program,

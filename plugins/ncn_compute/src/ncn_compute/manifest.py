@@ -34,6 +34,7 @@ def build(
     unit_fee_wei: int = 0,
     memory_bytes: int = 2 << 30,
     time_limit_ms: int = 60_000,
+    tolerance: float = 0.0,
 ) -> ModelManifest:
     """Return a manifest of every file below ``directory`` (but ``manifest.json``), each of them hashed.
 
@@ -60,6 +61,7 @@ def build(
         unit_fee_wei=unit_fee_wei,
         memory_bytes=memory_bytes,
         time_limit_ms=time_limit_ms,
+        tolerance=tolerance,
     )
 
 

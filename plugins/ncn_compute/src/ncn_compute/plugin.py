@@ -26,52 +26,67 @@ if TYPE_CHECKING:
     from ncn_framework.node import Node
 
     from .config import ComputeSettings
+    from .repeater import Repeater
     from .service import Compute
 
 
 class Plugin:
-    """Announces the node, executes safetensors models in a jail, signs what they gave."""
+    """Announces the node, executes models in a jail, signs what they gave; in a registry, executes again
+    what validators want to check, and nothing else."""
 
-    roles = ("compute",)
+    roles = ("compute", "registry")
 
     def __init__(self, node: Node) -> None:
         self.node = node
 
     @cached_property
-    def compute(self) -> Compute:
+    def compute(self) -> Compute | None:
+        """The compute node; None in a registry."""
+        if self.node.role != "compute":
+            return None
         from .service import Compute
 
         return Compute(self.node)
 
-    @hookimpl
-    def ncn_register(self, record: Record) -> None:
-        self.compute.register(record)
+    @cached_property
+    def executor(self) -> Compute | Repeater:
+        """What executes requests here."""
+        if self.compute is not None:
+            return self.compute
+        from .repeater import Repeater
+
+        return Repeater(self.node)
 
     @hookimpl
-    def ncn_reserve(self, request: InferenceRequest) -> AbstractAsyncContextManager[Lease]:
-        return self.compute.reserve(request)
+    def ncn_register(self, record: Record) -> None:
+        if self.compute is not None:
+            self.compute.register(record)
+
+    @hookimpl
+    def ncn_reserve(self, request: InferenceRequest) -> AbstractAsyncContextManager[Lease] | None:
+        return None if self.compute is None else self.compute.reserve(request)
 
     @hookimpl(trylast=True)
     def ncn_execute(self, request: InferenceRequest, leases: Leases) -> AsyncGenerator[Chunk, None] | None:
-        return self.compute.execute(request, leases)
+        return self.executor.execute(request, leases)
 
     @hookimpl
     def ncn_sign(self, receipt: SignedReceipt) -> Signature | None:
-        return self.compute.sign(receipt)
+        return None if self.compute is None else self.compute.sign(receipt)
 
     @hookimpl(trylast=True)
     def ncn_settle(self, request: InferenceRequest) -> Awaitable[Settlement] | None:
-        return self.compute.settle(request)
+        return None if self.compute is None else self.compute.settle(request)
 
     @hookimpl
     def ncn_serve(self) -> AbstractAsyncContextManager[Any]:
-        return self.compute.serve()
+        return self.executor.serve()
 
     @hookimpl
     def ncn_runtimes(self) -> Iterable[str]:
-        from .service import RUNTIME
+        from .runtimes import available
 
-        return (RUNTIME,)
+        return available()
 
     @hookimpl(trylast=True)
     def ncn_open_sandbox(self, spec: SandboxSpec, mode: str) -> AbstractAsyncContextManager[Any]:

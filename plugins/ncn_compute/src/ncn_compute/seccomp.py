@@ -6,6 +6,10 @@ are loaded and before it opens the model: no new program, no new process, no soc
 
 Both are lists of what is allowed; all else answers ``EPERM``. ``clone3`` answers ``ENOSYS``, so that the C library
 falls back to ``clone``, whose flags a filter can read. Source: seccomp(2), the kernel's ``seccomp_filter.rst``.
+
+One list serves every runtime, since what differs between them happens before the walls are up: ``test_runtimes.py``
+runs TorchScript, ONNX Runtime and programs of models' own under stage ``WORKER``, and they need no call that
+safetensors models do not. To see what a library misses, let it run in mode ``permissive`` under ``strace -f -c``.
 """
 
 from __future__ import annotations

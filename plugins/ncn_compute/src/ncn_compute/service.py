@@ -30,10 +30,12 @@ from ncn_framework.models import (
 from ncn_framework.signing import address_hex
 from ncn_framework.wire.convert import node_record
 from ncn_framework.wire.convert_records import GATEWAY
+from ncn_framework.wire.convert_subnets import ENDORSED_SUBNET
 
-from . import __version__, bundled, sandbox
+from . import __version__, bundled, runtimes, sandbox
 from .config import ComputeSettings
 from .found import FoundGateways
+from .joined import JoinedSubnets
 from .manifest import find_models, verify
 from .session import GatewaySession
 from .workers import WorkerPool
@@ -41,13 +43,12 @@ from .workers import WorkerPool
 if TYPE_CHECKING:
     from ncn_framework.node import Node
 
-__all__ = ["RUNTIME", "Compute"]
+__all__ = ["Compute"]
 
 log = logging.getLogger(__name__)
 
-RUNTIME = "safetensors"
-"""The runtime that this plugin executes: safetensors files with an architecture that the worker knows."""
-
+_MOST_GATEWAYS = 16  # of subnets, where find_gateways does not say how many
+_FLOATS = ("FP16", "BF16", "FP32", "FP64")
 _FIRST_CONNECTION_S = 2.0  # how long a node that starts waits for a gateway before it says that it runs
 
 
@@ -91,17 +92,24 @@ class Compute:
         self.models: dict[bytes, tuple[ModelManifest, Path]] = {}
         self.pools: dict[bytes, WorkerPool] = {}
         self.sessions: list[GatewaySession] = []
-        self.found = FoundGateways(self, self.settings.find_gateways)
+        self.joined = JoinedSubnets(self)
+        self.found = FoundGateways(self, self.settings.find_gateways or (_MOST_GATEWAYS if self.joined else 0))
+        self.root = (self.settings.model_path or node.home / "models").expanduser().absolute()
         self._record: Record | None = None
         self._connected = asyncio.Event()
+        self._pools = contextlib.AsyncExitStack()  # entered by the service
 
     # --- hooks ---
 
     def register(self, record: Record) -> None:
         """Announce this node's own record to every gateway it is connected to; dial the gateway that another names."""
         if record.owner == self.signer.address:
-            for session in self.sessions:
+            for session in self.sessions if record.kind == "node" else ():
                 session.announce(record)
+        elif record.kind == ENDORSED_SUBNET:
+            self.joined.take(record)
+        elif record.kind == GATEWAY and self.joined:
+            self.joined.take_gateway(record)
         elif record.kind == GATEWAY:
             self.found.take(record)
 
@@ -168,28 +176,20 @@ class Compute:
         await sandbox.require(self.settings.sandbox_mode)
         self.models = await asyncio.to_thread(self._find_models)
         async with AsyncExitStack() as stack:
-            own = [(m, folder) for m, folder in self.models.values() if m.runtime == RUNTIME]
-            pools = [
-                WorkerPool(
-                    manifest,
-                    directory,
-                    mode=self.settings.sandbox_mode,
-                    size=self.settings.workers,
-                    open_sandbox=self.node.plugins.open_sandbox,
-                    max_output_bytes=self.node.lifecycle.limits.output_bytes,
-                )
-                for manifest, directory in own
-            ]
+            self._pools = stack
+            own = [(m, folder) for m, folder in self.models.values() if m.runtime in runtimes.available()]
+            pools = [self._pool(manifest, directory) for manifest, directory in own]
             entering = (stack.enter_async_context(pool) for pool in pools)
             for result in await asyncio.gather(*entering, return_exceptions=True):
                 if isinstance(result, BaseException):
                     raise result
             self.pools = {manifest.digest: pool for (manifest, _), pool in zip(own, pools, strict=True)}
             await self.renew()  # for who hears of it in another way than by a session
-            named = not self.settings.find_gateways or "gateway_addr" in self.settings.model_fields_set
+            finds = self.settings.find_gateways or self.joined
+            named = not finds or "gateway_addr" in self.settings.model_fields_set
             self.sessions = [GatewaySession(self, target) for target in self.settings.gateway_addr if named]
             running = [asyncio.create_task(session.run()) for session in self.sessions]
-            running.append(asyncio.create_task(self._keep_renewed()))
+            running += [asyncio.create_task(part) for part in (self._keep_renewed(), self.joined.run())]
             for task in running:
                 task.add_done_callback(self._ended)
             if self.sessions:
@@ -215,11 +215,39 @@ class Compute:
         while True:
             await asyncio.sleep(self.settings.record_lifetime_ms / 2000)
             await self.renew()
+            await self.joined.say(again=True)
+
+    async def serve_model(self, manifest: ModelManifest, directory: Path) -> None:
+        """Serve one model more; its files were verified.
+
+        Raises:
+            ModelError: no plugin executes it, or it cannot be loaded.
+            SandboxError, WorkerDied: no worker could be started for it.
+        """
+        if manifest.runtime not in self.node.plugins.runtimes():
+            raise ModelError(f"model {manifest.name}: no plugin executes runtime {manifest.runtime!r}")
+        if manifest.runtime in runtimes.available():
+            self.pools[manifest.digest] = await self._pools.enter_async_context(self._pool(manifest, directory))
+        self.models[manifest.digest] = (manifest, directory)
+        self.node.endpoints["models"] = ", ".join(sorted(m.name for m, _ in self.models.values()))
+        await self.renew()
+
+    def _pool(self, manifest: ModelManifest, directory: Path) -> WorkerPool:
+        return WorkerPool(
+            manifest,
+            directory,
+            mode=self.settings.sandbox_mode,
+            size=self.settings.workers,
+            open_sandbox=self.node.plugins.open_sandbox,
+            max_output_bytes=self.node.lifecycle.limits.output_bytes,
+        )
 
     def _find_models(self) -> dict[bytes, tuple[ModelManifest, Path]]:
         """Return the verified models that some plugin can execute, by digest."""
-        root = (self.settings.model_path or self.node.home / "models").expanduser().absolute()
-        if self.settings.model_path is None and not any(root.glob("*/manifest.json")):
+        root = self.root
+        if self.joined and self.settings.sync_models:
+            root.mkdir(parents=True, exist_ok=True)  # it fills later
+        elif self.settings.model_path is None and not any(root.glob("*/manifest.json")):
             log.info("%s holds no model yet; adding the bundled one", root)
             bundled.materialise("minilm", root)
         runtimes = self.node.plugins.runtimes()
@@ -229,8 +257,14 @@ class Compute:
                 log.warning("model %s is left out: no plugin executes runtime %r", manifest.name, manifest.runtime)
                 continue
             verify(directory, manifest)
+            if not manifest.tolerance and any(spec.dtype in _FLOATS for spec in manifest.outputs):
+                log.warning(
+                    "model %s answers with floats, and its manifest has no tolerance: a validator with another CPU may "
+                    "find right answers wrong",
+                    manifest.name,
+                )
             found[digest] = (manifest, directory)
-        if not found:
+        if not found and not (self.joined and self.settings.sync_models):
             raise ModelError(f"{root} holds no model that this node can serve; add one: ncn models add minilm")
         return found
 

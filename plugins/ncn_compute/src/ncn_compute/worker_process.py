@@ -7,7 +7,9 @@ for what the worker does.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import socket
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -19,11 +21,12 @@ from ncn_framework.errors import ModelError, ModelFailed, NcnError, OutputReject
 from ncn_framework.models import ModelManifest, Parameter, SandboxSpec
 from ncn_framework.tensors import Tensor
 
-from . import interpreter
+from . import interpreter, runtimes
 from .channel import Channel, ConnectionClosed, Message
 from .outputs import OutputCheck
 from .sandbox import Exit, JailedProcess
 from .worker import protocol
+from .worker.cancellations import ID
 
 __all__ = ["Job", "OpenSandbox", "Output", "WorkerProcess", "WorkerSettings"]
 
@@ -52,9 +55,10 @@ class Job:
         finished: whether nothing more will arrive.
         error: why it failed, once finished.
         abandoned: nobody wants the rest.
+        cancel: tells the worker so that has the request of this id in hand, if one has.
     """
 
-    __slots__ = ("_waiter", "abandoned", "error", "finished", "frame", "id", "outputs", "size_bytes", "units")
+    __slots__ = ("_waiter", "abandoned", "cancel", "error", "finished", "frame", "id", "outputs", "size_bytes", "units")
 
     def __init__(self, id_: int, inputs: Sequence[Tensor], parameters: Mapping[str, Parameter]) -> None:
         arrays = [protocol.Array(t.name, t.dtype, t.shape, memoryview(t.data)) for t in inputs]
@@ -64,6 +68,7 @@ class Job:
         self.finished = False
         self.error: NcnError | None = None
         self.abandoned = False
+        self.cancel: Callable[[int], None] | None = None
         self.units = 0
         self.size_bytes = 0
         self._waiter: asyncio.Future[None] | None = None
@@ -78,6 +83,12 @@ class Job:
         self.units = output.units
         self.outputs.append(output)
         self._wake()
+
+    def abandon(self) -> None:
+        """Say that nobody wants what has not come yet."""
+        self.abandoned = True
+        if self.cancel is not None and not self.finished:
+            self.cancel(self.id)
 
     def finish(self, error: NcnError | None = None) -> None:
         self.finished = True
@@ -135,6 +146,7 @@ class WorkerProcess:
         self._timer: asyncio.TimerHandle | None = None
         self._stack = AsyncExitStack()
         self._channel: Channel | None = None
+        self._tell = -1
         self._jail: JailedProcess | None = None
         self._milestone: asyncio.Future[Message] | None = None
 
@@ -142,18 +154,24 @@ class WorkerProcess:
         """Start the program and return when its libraries are loaded and its walls stand.
 
         Raises:
+            ModelError: a library that the model's runtime needs is missing.
             SandboxError: the jail cannot be made.
             WorkerDied: the program ended, or took too long.
         """
         settings = self._settings
+        runtime = settings.manifest.runtime
+        runtimes.require(runtime)
         ours, theirs = socket.socketpair()
+        told, self._tell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        inherited = (theirs.fileno(), told)
+        program = ("ncn_compute.worker.__main__", *map(str, inherited), settings.mode, runtime)
         try:
             for end in (ours, theirs):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
             spec = SandboxSpec(
-                argv=interpreter.command("ncn_compute.worker.__main__", str(theirs.fileno()), settings.mode),
+                argv=interpreter.command(*program),
                 readable=(*interpreter.readable(), settings.directory),
-                pass_fds=(theirs.fileno(),),
+                pass_fds=inherited,
                 memory_bytes=settings.manifest.memory_bytes,
                 label=settings.manifest.name,
             )
@@ -163,6 +181,7 @@ class WorkerProcess:
             raise
         finally:
             theirs.close()
+            os.close(told)
         max_frame = settings.max_output_bytes + _FRAME_OVERHEAD_BYTES
         self._channel = Channel(ours, max_frame, self._on_message, self._end)
         started = await self._reach("load its libraries")
@@ -178,13 +197,7 @@ class WorkerProcess:
             WorkerDied: the worker ended, or took too long.
         """
         manifest = self._settings.manifest
-        message = protocol.Load(
-            str(self._settings.directory),
-            manifest.architecture,
-            dict(manifest.parameters),
-            [spec.name for spec in manifest.inputs],
-            [spec.name for spec in manifest.outputs],
-        )
+        message = protocol.load_message(self._settings.directory, manifest)
         answer = await self._reach("load the model", protocol.frame(message))
         if isinstance(answer, protocol.Failure):
             raise ModelError(f"model {manifest.name!r}: {_printable(answer.message)}")
@@ -224,7 +237,13 @@ class WorkerProcess:
             self._watch_head()
         self.jobs.append(job)
         self.taken += 1
+        job.cancel = self._cancel
         self._channel.send(job.frame)
+
+    def _cancel(self, id_: int) -> None:
+        if self._tell >= 0:
+            with contextlib.suppress(BlockingIOError, BrokenPipeError):  # it is busy enough, or gone
+                os.write(self._tell, ID.pack(id_))
 
     def retire(self) -> None:
         """End an idle worker that did nothing wrong."""
@@ -236,6 +255,9 @@ class WorkerProcess:
             self._timer.cancel()
         if self._channel is not None:
             self._channel.close()
+        if self._tell >= 0:
+            os.close(self._tell)
+            self._tell = -1
         ended = None
         try:
             if self._jail is not None:

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -136,7 +136,9 @@ class WorkerPool:
                     await result.close()
         self._fail_line(self._draining())
 
-    async def execute(self, inputs: Sequence[Tensor], parameters: Mapping[str, Parameter]) -> AsyncIterator[Output]:
+    async def execute(
+        self, inputs: Sequence[Tensor], parameters: Mapping[str, Parameter]
+    ) -> AsyncGenerator[Output, None]:
         """Execute the model once, and yield its outputs as they come; each is checked against the manifest.
 
         Args:
@@ -172,7 +174,7 @@ class WorkerPool:
                 raise job.error
         finally:
             self._busy -= 1
-            job.abandoned = True
+            job.abandon()
 
     def _submit(self, job: Job) -> None:
         if not self._line:

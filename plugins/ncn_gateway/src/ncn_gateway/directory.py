@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ncn_framework.errors import MalformedRequest, NoCapacity, NodeLost, SignatureRejected, UnknownModel
+from ncn_framework.errors import MalformedRequest, NoCandidate, NoCapacity, NodeLost, SignatureRejected, UnknownModel
 from ncn_framework.models import Candidate, Lease, ModelManifest, NodeInfo, Record
 from ncn_framework.signing import address_hex
 from ncn_framework.wire.convert import node_info_from_record
@@ -59,20 +59,25 @@ class Entry:
                 return
         self.in_flight -= 1
 
-    def abandon(self) -> None:
-        """Fail all who wait: the node is gone."""
+    def abandon(self, why: str) -> None:
+        """Fail all who wait: the node is gone, or may be given no work."""
         while self.waiting:
             waiter = self.waiting.popleft()
             if not waiter.done():
-                waiter.set_exception(NodeLost(f"node {address_hex(self.info.node)} left while the request waited"))
+                waiter.set_exception(NodeLost(f"node {address_hex(self.info.node)} {why} while the request waited"))
 
 
 class Serving:
-    """The nodes that serve one model; a sequence of candidates for the route hook."""
+    """The nodes that serve one model; a sequence of candidates for the route hook.
+
+    Attributes:
+        out: nodes that serve it and may be given no work; no candidates, so that no router can choose them.
+    """
 
     def __init__(self, manifest: ModelManifest) -> None:
         self.manifest = manifest
         self.entries: list[Entry] = []
+        self.out: set[bytes] = set()
         self._places: dict[bytes, int] = {}
 
     def __len__(self) -> int:
@@ -92,11 +97,17 @@ class Serving:
     def __iter__(self) -> Iterator[Candidate]:
         return (self[index] for index in range(len(self)))
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: Entry, *, out: bool = False) -> None:
+        if out:
+            self.out.add(entry.info.node)
+            return
         place = self._places.setdefault(entry.info.node, len(self.entries))
         self.entries[place : place + 1] = [entry]
 
     def remove(self, node: bytes) -> None:
+        if node in self.out:
+            self.out.remove(node)
+            return
         place, last = self._places.pop(node), self.entries.pop()
         if last.info.node != node:  # the last one takes its place
             self.entries[place] = last
@@ -109,6 +120,9 @@ class Directory:
     Args:
         allowed: addresses to accept; empty: any.
         max_queue: requests that may wait for a slot of one node.
+
+    Attributes:
+        out: accounts that may be given no work, connected or not, and why.
     """
 
     def __init__(self, allowed: frozenset[bytes] = frozenset(), max_queue: int = 1024) -> None:
@@ -116,6 +130,7 @@ class Directory:
         self.max_queue = max_queue
         self.nodes: dict[bytes, Entry] = {}
         self.models: dict[bytes, Serving] = {}
+        self.out: dict[bytes, str] = {}
         self._names: dict[str, list[bytes]] = {}
         self._tokens = itertools.count(1)
 
@@ -145,14 +160,33 @@ class Directory:
             if manifest.digest not in self.models:
                 self.models[manifest.digest] = Serving(manifest)
                 self._names.setdefault(manifest.name, []).append(manifest.digest)
-            self.models[manifest.digest].add(entry)
+            self.models[manifest.digest].add(entry, out=info.node in self.out)
         return entry
+
+    def stand(self, account: bytes, out: bool, reason: str) -> None:
+        """Give an account no more work (``out``), whether it is connected or comes later; or give it work again.
+
+        What it executes already goes on.
+        """
+        if out:
+            self.out[account] = reason
+        else:
+            self.out.pop(account, None)
+        entry = self.nodes.get(account)
+        if entry is None:
+            return
+        for manifest in entry.info.models:
+            serving = self.models[manifest.digest]
+            serving.remove(account)
+            serving.add(entry, out=out)
+        if out:
+            entry.abandon(f"was put out of service ({reason})")
 
     def remove(self, node: bytes) -> None:
         """Forget a node; who waits for it fails with ``NodeLost``."""
         entry = self.nodes.pop(node)
         self._unlist(entry)
-        entry.abandon()
+        entry.abandon("left")
 
     def _unlist(self, entry: Entry) -> None:
         for manifest in entry.info.models:
@@ -160,7 +194,7 @@ class Directory:
             if serving is None:
                 continue
             serving.remove(entry.info.node)
-            if not serving:
+            if not serving and not serving.out:
                 del self.models[manifest.digest]
                 self._names[manifest.name].remove(manifest.digest)
 
@@ -191,6 +225,7 @@ class CapacityLease:
 
     Raises:
         NodeLost: the node is gone.
+        NoCandidate: it may be given no work.
         NoCapacity: too many wait already.
     """
 
@@ -203,6 +238,8 @@ class CapacityLease:
         entry = self.directory.nodes.get(self.node)
         if entry is None or entry.link is None:
             raise NodeLost(f"node {address_hex(self.node)} left before the request reached it")
+        if (reason := self.directory.out.get(self.node)) is not None:
+            raise NoCandidate(f"node {address_hex(self.node)} may be given no work: {reason}")
         self.entry = entry
         if entry.in_flight < entry.info.capacity:
             entry.in_flight += 1

@@ -9,13 +9,12 @@ from typing import Any, cast
 
 import msgspec
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ncn_framework.errors import CapacityError, MalformedRequest, RequestTooLarge, TaskEnded
+from ncn_framework.errors import CapacityError, MalformedRequest, TaskEnded
 from ncn_framework.lifecycle import Outcome
 from ncn_framework.manifests import manifest_json
 from ncn_framework.models import ModelManifest
@@ -37,6 +36,7 @@ from ncn_framework.wire.json import (
 )
 from ncn_framework.wire.json_payments import ConfirmationJson, payment_json
 
+from .bodies import read_json
 from .info import GatewayInfo
 from .messages import server_sent
 from .openapi import (
@@ -136,7 +136,7 @@ class _Api:
     async def submit(self, request: Request) -> Response | bytes:
         """Return a response, or the JSON of the answer, which is what nearly everybody waits for."""
         headers: Headers = dict(request.scope["headers"])
-        form = decode(await self._body(request, headers), SubmitJson)
+        form = decode(await read_json(request, self.max_body_bytes), SubmitJson)
         signed = headers.get(_SIGNATURE)
         transfer = None if signed is None else x402.transfer_from_header(signed, self.info.domain.chain_id)
         admitted = self.tasks.admit(form, idempotency_key=_idempotency_key(headers), transfer=transfer)
@@ -177,7 +177,7 @@ class _Api:
     async def payment(self, request: Request) -> Response:
         """Take a client's word that it has paid into escrow."""
         name = hash_bytes(request.path_params["id"], "id")
-        form = decode(await self._body(request, dict(request.scope["headers"])), ConfirmationJson)
+        form = decode(await read_json(request, self.max_body_bytes), ConfirmationJson)
         transaction = hash_bytes(form.transaction_hash, "transaction_hash")
         request.scope[TASK] = name
         task = await self.tasks.confirm_payment(PaymentConfirmation(name, transaction))
@@ -196,27 +196,6 @@ class _Api:
         task = await self.tasks.get(hash_bytes(request.path_params["id"], "id"))
         request.scope[TASK] = task.request.request_id
         return task
-
-    async def _body(self, request: Request, headers: Headers) -> bytes:
-        """Return the body of a JSON request; what is too large is refused before it is read."""
-        kind = headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
-        if kind != b"application/json" and not kind.endswith(b"+json"):
-            raise HTTPException(415, "the body must be application/json")
-        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-            raise HTTPException(415, "the body must not be compressed", {"accept-encoding": "identity"})
-        declared = headers.get(b"content-length", b"")
-        fits = not declared.isdigit() or (len(declared) < 20 and int(declared) <= self.max_body_bytes)
-        room, more, chunks = self.max_body_bytes if fits else -1, True, list[bytes]()
-        while more and room >= 0:
-            message = await request.receive()
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnect
-            chunks.append(message.get("body", b""))
-            room -= len(chunks[-1])
-            more = message.get("more_body", False)
-        if room < 0:
-            raise RequestTooLarge(f"the body is larger than this gateway's limit of {self.max_body_bytes} bytes")
-        return b"".join(chunks)
 
     # --- the gateway ---
 

@@ -40,6 +40,9 @@ class Execution(AsyncGenerator[Chunk | SignedReceipt, None]):
         request: to be executed.
         lease: of the node's slot.
         authorization: what the node is shown of the payment, where that is not the request's own.
+
+    Attributes:
+        receipt: what the node signed, once it came.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Execution(AsyncGenerator[Chunk | SignedReceipt, None]):
     ) -> None:
         self.link, self.request, self.lease = link, request, lease
         self.authorization = authorization
+        self.receipt: SignedReceipt | None = None
         self._items: deque[Chunk | SignedReceipt] = deque()
         self._error: NcnError | None = None
         self._ended = self._started = False
@@ -55,7 +59,8 @@ class Execution(AsyncGenerator[Chunk | SignedReceipt, None]):
     def give(self, item: Chunk | SignedReceipt) -> None:
         """Take what the node sent."""
         self._items.append(item)
-        self._ended = isinstance(item, SignedReceipt)
+        if isinstance(item, SignedReceipt):
+            self.receipt, self._ended = item, True
         self._wake()
 
     def fail(self, error: NcnError) -> None:

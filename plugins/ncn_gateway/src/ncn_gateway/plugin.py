@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         SignedReceipt,
     )
     from ncn_framework.node import Node
+    from ncn_framework.statements import Evidence
     from ncn_framework.states import State
 
     from .config import GatewaySettings
@@ -67,6 +68,14 @@ class Plugin:
     @hookimpl(trylast=True)
     def ncn_recall(self, request_id: bytes) -> Awaitable[State | None]:
         return self.gateway.recall(request_id)
+
+    @hookimpl
+    def ncn_disclose(self, request_id: bytes) -> Awaitable[Evidence | None]:
+        return self.gateway.disclose(request_id)
+
+    @hookimpl
+    def ncn_standing(self, account: bytes, out: bool, reason: str) -> None:
+        self.gateway.stand(account, out, reason)
 
     @hookimpl
     def ncn_event(self, event: Event) -> None:

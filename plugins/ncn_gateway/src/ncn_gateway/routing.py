@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
+from itertools import islice
 
 from ncn_framework.errors import NoCandidate
 from ncn_framework.models import Candidate, Candidates, Considered, Route
 
+from .directory import Serving
+
 __all__ = ["choose", "score"]
 
+_MOST_NAMED = 8  # nodes out of service that a route names
 _UNKNOWN_LATENCY_MS = 1.0  # a node nobody has asked yet looks fast, so that it is tried
 
 
@@ -21,12 +25,17 @@ def score(candidate: Candidate) -> float:
 async def choose(candidates: Candidates) -> Route:
     """Return the better of two random candidates.
 
-    Reason codes: ``chosen``, ``higher-score``, ``draining``.
+    Reason codes: ``chosen``, ``higher-score``, ``draining``, ``standing`` (it may be given no work).
 
     Raises:
-        NoCandidate: all that were looked at are shutting down.
+        NoCandidate: all nodes that serve the model are shutting down or may be given no work.
     """
     count = len(candidates)
+    out = candidates.out if isinstance(candidates, Serving) else ()
+    if not count and out:
+        raise NoCandidate(
+            f"all {len(out)} nodes that serve the model are out of service (standing); ask another gateway"
+        )
     if not count:
         raise NoCandidate("the last node that served the model has left; try again soon")
     picks = [0] if count == 1 else random.sample(range(count), 2)
@@ -41,4 +50,5 @@ async def choose(candidates: Candidates) -> Route:
         else Considered(c.node, "chosen" if c is best else "higher-score", score(c))
         for c in (seen if any(c is best for c in seen) else [*seen, best])
     )
+    considered += tuple(Considered(node, "standing") for node in islice(out, _MOST_NAMED))
     return Route(best.node, best.manifest, considered)

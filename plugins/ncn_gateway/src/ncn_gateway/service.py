@@ -19,6 +19,7 @@ from hypercorn.typing import Framework
 from ncn_framework.errors import ConfigError, NodeLost, UnknownTask
 from ncn_framework.models import FREE, InferenceRequest, Leases, Route, Settlement, SignedReceipt
 from ncn_framework.signing import address_from_hex, address_hex
+from ncn_framework.statements import Evidence
 from ncn_framework.states import State
 from ncn_framework.wire import gateway_pb2
 from ncn_framework.wire.gateway_pb2_grpc import (
@@ -34,8 +35,10 @@ from .http import Application, build_app
 from .info import GatewayInfo
 from .links import Execution
 from .metrics import Metrics
+from .openai_api import openai_routes
 from .sessions import ComputeService
 from .store import Store
+from .task import Task
 from .tasks import Tasks
 
 if TYPE_CHECKING:
@@ -82,7 +85,10 @@ class Gateway:
             raise NodeLost(f"node {address_hex(node)} left before the request reached it")
         slot = next(lease for lease in leases if lease.kind == "capacity")
         shown = next((lease.authorization for lease in leases if lease.authorization is not None), None)
-        return Execution(entry.link, request, slot, shown)
+        execution = Execution(entry.link, request, slot, shown)
+        if self._tasks is not None and self._tasks.done():
+            self._tasks.result().executing(request.request_id, execution)
+        return execution
 
     def settle(self, receipt: SignedReceipt, request: InferenceRequest) -> Awaitable[Settlement] | None:
         """Settle in ``free`` mode, in which nothing is owed; decline every other."""
@@ -93,13 +99,28 @@ class Gateway:
 
     async def recall(self, request_id: bytes) -> State | None:
         """Return where a request rests; waits until the database is open."""
+        task = await self._task(request_id)
+        return None if task is None else task.state
+
+    async def disclose(self, request_id: bytes) -> Evidence | None:
+        """Return a request with its whole answer, running or stored; waits until the database is open."""
+        task = await self._task(request_id)
+        return None if task is None else task.evidence()
+
+    async def _task(self, request_id: bytes) -> Task | None:
         if self._tasks is None:
             self._tasks = asyncio.get_running_loop().create_future()
         tasks = await asyncio.shield(self._tasks)
         try:
-            return (await tasks.get(request_id)).state
+            return await tasks.get(request_id)
         except UnknownTask:
             return None
+
+    def stand(self, account: bytes, out: bool, reason: str) -> None:
+        """Give an account no more work, or give it work again."""
+        if account in self.directory.nodes and out is not (account in self.directory.out):
+            log.warning("node %s %s: %s", address_hex(account), "gets no more work" if out else "gets work", reason)
+        self.directory.stand(account, out, reason)
 
     # --- the servers ---
 
@@ -122,15 +143,21 @@ class Gateway:
             def unready() -> str | None:
                 if tasks.draining:
                     return "this gateway is shutting down"
-                return None if self.directory.models else "no compute node is connected; start one: ncn serve compute"
+                return (
+                    None
+                    if any(map(len, self.directory.models.values()))
+                    else "no compute node is connected; start one: ncn serve compute"
+                )
 
             info = GatewayInfo(signer.address, node.domain, software, settings.payment_modes, unready)
+            free = FREE in settings.payment_modes
+            openai = openai_routes(tasks, node.domain.chain_id, settings.max_body_bytes, free)
             closing = asyncio.Event()
             app = build_app(
                 tasks,
                 info,
                 max_body_bytes=settings.max_body_bytes,
-                routes=node.plugins.http_routes(node),
+                routes=[*node.plugins.http_routes(node), *openai],
                 closing=closing,
             )
             async with self._grpc(compute, ClientService(tasks, info)), self._http(app):

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from typing import Any
 
 from ncn_framework.errors import NcnError, PaymentRequired, error_from_code
 from ncn_framework.lifecycle import Outcome
-from ncn_framework.models import Chunk, Event, InferenceRequest, ModelManifest, Route
+from ncn_framework.models import Chunk, Event, InferenceRequest, ModelManifest, Route, SignedReceipt
 from ncn_framework.payments import PaymentDue
+from ncn_framework.statements import Evidence
 from ncn_framework.states import TERMINAL, State
 
+from .links import Execution
 from .store import Progress, Row, Store
 
 __all__ = ["Task", "Update"]
@@ -33,6 +36,7 @@ class Task:
         outcome: what came out, once it settled.
         resting: whether the end is durable.
         due: what its client has to pay now, while it is AWAITING_PAYMENT.
+        execution: what its node sends, until it rests.
     """
 
     def __init__(self, request: InferenceRequest, manifest: ModelManifest, store: Store) -> None:
@@ -46,6 +50,7 @@ class Task:
         self.resting = False
         self.due: PaymentDue | None = None
         self.walking: asyncio.Task[None] | None = None
+        self.execution: Execution | None = None
         self._store = store
         self._detail = ""
         self._durable = 0  # moves on disk
@@ -115,7 +120,7 @@ class Task:
                 self._durable = self._moves
             except NcnError as error:
                 self.error, self.outcome = error, None
-        self.resting = True
+        self.resting, self.execution = True, None
         _wake(self._end_waiting)
         _wake(self._followers_waiting)
 
@@ -132,6 +137,17 @@ class Task:
         if self.outcome is None:
             raise self.error or NcnError(f"task 0x{self.request.request_id.hex()} ended without an outcome")
         return self.outcome
+
+    def evidence(self) -> Evidence | None:
+        """Return the request with its whole answer, once its node has signed a receipt; without what paid for it."""
+        if self.outcome is not None:
+            receipt: SignedReceipt | None = self.outcome.receipt
+        else:
+            receipt = None if self.execution is None else self.execution.receipt
+        if receipt is None:
+            return None
+        chunks = tuple(update for update in self.updates if isinstance(update, Chunk))
+        return Evidence(replace(self.request, authorization=None), chunks, receipt, self.manifest)
 
     async def settled_or_received(self) -> None:
         """Return once RECEIVED is durable."""

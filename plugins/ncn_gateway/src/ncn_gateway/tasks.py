@@ -33,6 +33,7 @@ from ncn_framework.wire.x402 import nonce_of
 
 from .config import GatewaySettings
 from .directory import Directory, Serving
+from .links import Execution
 from .store import Store
 from .task import Task
 
@@ -233,6 +234,11 @@ class Tasks:
         if stored is None:
             raise UnknownTask(f"no task has the id 0x{request_id.hex()}")
         return Task.restored(*stored, self.store)
+
+    def executing(self, request_id: bytes, execution: Execution) -> None:
+        """Note what the node of a running task sends."""
+        if (task := self._live.get(request_id)) is not None:
+            task.execution = execution
 
     async def confirm_payment(self, confirmation: PaymentConfirmation) -> Task:
         """Pass on a client's word that it has paid for a task, and return the task.

@@ -286,6 +286,16 @@ class Accounts:
         """Return the requests that an earlier run charged and of which it is not known how they ended."""
         return frozenset(self._in_doubt)
 
+    def refuse(self, charge: Charge) -> None:
+        """Give the money of a charge back to its channel: no validator signs it, so that it is never settled.
+
+        The ledger keeps the charge, marked as refused.
+        """
+        voucher = charge.voucher
+        account = self.known(channel_id(voucher.client, voucher.signer, voucher.gateway))
+        if account is not None:
+            account.charged_wei -= charge.receipt.receipt.fee_wei
+
     def void(self, request_id: bytes) -> None:
         """Take back the charge of a request that came to nothing after all: cancelled, or cut off by a crash.
 

@@ -9,15 +9,15 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from ncn_framework.config import Config
-from ncn_framework.errors import NoHandlerError, StoreError
+from ncn_framework.errors import StoreError
 from ncn_framework.manager import find_plugins
 from ncn_framework.node import Node
-from ncn_framework.payments import Quorum, Statement
 
 from .contracts import Contracts
 from .devnet import DevelopmentNetwork, advance_epoch
 from .ledger_reader import BatchState
 from .onchain import OnChain
+from .plugin import Plugin
 from .service import Payments, bound_domain
 from .settlement import Settler
 from .writer import TransactionWriter
@@ -42,7 +42,7 @@ async def settler_alone(role: str, config: Config, contracts: Contracts) -> Asyn
     """
     plugins = find_plugins(config.sources.names("plugins"), config.sources.names("disabled_plugins"))
     node = Node(role, config, plugins)
-    payments = Payments(node)
+    payments = next(one.payments for one in node.plugins.instances.values() if isinstance(one, Plugin))
     domain = bound_domain(node, contracts.addresses)
     ledger = payments.ledger(domain)
     if not ledger.path.exists():
@@ -55,21 +55,13 @@ async def settler_alone(role: str, config: Config, contracts: Contracts) -> Asyn
         writer = TransactionWriter.of(payments.settings, contracts.chain, node.signer, node.home)
         await stack.enter_async_context(writer)
         onchain = await OnChain(contracts, domain, writer).open()
-        committee = stack.enter_context(payments.committee(onchain))
-
-        async def endorse(statement: Statement) -> Quorum:
-            try:
-                return await node.lifecycle.endorse(statement)
-            except NoHandlerError:
-                if committee is None:
-                    raise
-                return await committee.endorse(statement)
-
+        stack.enter_context(payments.validating(onchain))
         if owes:
             await advance_epoch(contracts, writer)
         # What a gateway charged before a crash may not have reached its client; that is for the gateway to find out.
         undelivered = ledger.in_doubt if role == "gateway" else tuple
-        yield Settler(domain, ledger, onchain, endorse, payments.settings, undelivered)
+        validation, settings = node.validation, payments.settings
+        yield Settler(domain, ledger, onchain, validation.endorse, settings, undelivered, epoch=validation.epoch)
 
 
 async def _endow(payments: Payments, contracts: Contracts) -> None:

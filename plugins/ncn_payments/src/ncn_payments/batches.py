@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ncn_framework import digests
+from ncn_framework import digests, merkle
 from ncn_framework.errors import EndorsementRefused, NcnError
 from ncn_framework.models import ANONYMOUS, Domain
-from ncn_framework.payments import Batch, BatchStatement, Charge, Claim, Credit, Voucher
+from ncn_framework.payments import Batch, Charge, Claim, Credit, Voucher
 from ncn_framework.signing import address_hex, check_signature
+from ncn_framework.statements import BatchStatement
 
 from .accounts import check_voucher
 
@@ -120,7 +121,7 @@ def _head(
         nonce=nonce,
         epoch=epoch,
         count=len(charges),
-        receipts_root=digests.receipts_root(charges),
+        receipts_root=merkle.root(map(digests.charge_leaf, charges)),
         da_hash=digests.charges_hash(charges),
         claims_hash=digests.claims_hash(claims),
         credits_hash=digests.credits_hash(credits_),

@@ -51,7 +51,9 @@ class PaymentsSettings(Settings):
     batch_count: int = Field(1_000, gt=0, le=100_000, description="Charges that make a batch due.")
     batch_value_wei: int = Field(100 * 10**18, gt=0, lt=2**96, description="Sum of charges that makes a batch due.")
     batch_age_ms: int = Field(600_000, gt=0, description="Age of the oldest charge that makes a batch due.")
-    batch_poll_ms: int = Field(5_000, gt=0, description="How often to look whether a batch is due by age.")
+    batch_poll_ms: int = Field(
+        5_000, gt=0, description="How often to look at the chain for news, and whether a batch is due by age."
+    )
     batch_max_count: int = Field(10_000, gt=0, le=100_000, description="Most charges of one batch.")
     channel_min_wei: int = Field(
         10**15, ge=0, lt=2**96, description="A channel that owes less waits: its place in a batch costs 11,000 gas."
@@ -67,8 +69,13 @@ class PaymentsSettings(Settings):
         lt=2**96,
         description="What a gateway keeps in its own channel, for one-off payments; 0: none.",
     )
+    subnet_fee_wei: int = Field(
+        100 * 10**18, ge=0, lt=2**96, description="What a new subnet must have paid to the treasury, for validators."
+    )
     validator_keys: SecretStr = Field(
-        SecretStr(""), description="Keys of the validators that this process speaks for, separated by commas."
+        SecretStr(""),
+        description="Keys of the validators that this process speaks for, separated by commas.",
+        json_schema_extra=known_as(flag="--validator-key"),  # type: ignore[arg-type]
     )
 
     wallet_password: SecretStr = Field(

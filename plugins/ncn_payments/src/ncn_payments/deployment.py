@@ -115,7 +115,7 @@ class Parameters:
     Attributes:
         deployer: whose key sends; it keeps no role.
         holder: who gets the whole supply.
-        supply, min_stake: base units of the token, 10^-18 NCN.
+        supply, min_stake, min_bond: base units of the token, 10^-18 NCN.
         proposers: who may propose to, and execute for, the timelock.
         guardian: who may pause.
     """
@@ -127,6 +127,7 @@ class Parameters:
     supply: int = 1_000_000_000 * _NCN
     timelock_delay_s: int = 2 * _DAY_S
     min_stake: int = 10_000 * _NCN
+    min_bond: int = 1_000 * _NCN
     epoch_length_s: int = _DAY_S
     snapshot_lifetime_s: int = 2 * _DAY_S
     dispute_window_s: int = 7 * _DAY_S
@@ -200,6 +201,7 @@ class Parameters:
             timelock,
             (
                 self.min_stake,
+                self.min_bond,
                 self.epoch_length_s,
                 self.snapshot_lifetime_s,
                 self.dispute_window_s,
@@ -226,6 +228,7 @@ _VARIABLES = {
     "proposers": "PROPOSERS",
     "guardian": "GUARDIAN",
     "min_stake": "MIN_STAKE",
+    "min_bond": "MIN_BOND",
     "epoch_length_s": "EPOCH_LENGTH",
     "snapshot_lifetime_s": "SNAPSHOT_LIFETIME",
     "dispute_window_s": "DISPUTE_WINDOW",

@@ -18,13 +18,11 @@ from ncn_framework.models import (
     Settlement,
     SignedReceipt,
 )
-from ncn_framework.payments import ESCROW, EXACT, VOUCHER, Offer, PaymentConfirmation, Quorum, Statement
+from ncn_framework.payments import ESCROW, EXACT, VOUCHER, Offer, PaymentConfirmation
 from ncn_framework.states import State
 
 from .accounts import Accounts
-from .committee import Committee
 from .config import PaymentsSettings
-from .devnet import advance_epoch
 from .escrow import EscrowDesk
 from .exact import ExactDesk
 from .ledger import Ledger
@@ -49,22 +47,30 @@ class Desk:
         settings: of payments.
         ledger: of this gateway, open.
         chain: the contracts, read and written with the gateway's key.
-        committee: validators whose keys are here; None leaves ``ncn_endorse`` to other plugins.
     """
 
-    def __init__(
-        self, node: Node, settings: PaymentsSettings, ledger: Ledger, chain: OnChain, committee: Committee | None
-    ) -> None:
-        self.settings, self.ledger, self.chain, self.committee = settings, ledger, chain, committee
+    def __init__(self, node: Node, settings: PaymentsSettings, ledger: Ledger, chain: OnChain) -> None:
+        self.settings, self.ledger, self.chain = settings, ledger, chain
         self.gateway, self.clock = node.signer.address, node.lifecycle.clock
-        domain, endorse = node.domain, node.lifecycle.endorse
+        domain, endorse, epoch = node.domain, node.validation.endorse, node.validation.epoch
         stale_s = settings.channel_refresh_ms / 1000
         self.accounts = Accounts(domain, self.gateway, ledger, chain.deposit, stale_s)
         self.escrow = EscrowDesk(
-            domain, self.gateway, chain, endorse, ledger, settings.escrow_grace_ms // 1000, self.clock
+            domain, node.signer, chain, endorse, epoch, ledger, settings.escrow_grace_ms // 1000, self.clock
         )
         self.exact = ExactDesk(domain, node.signer, self.accounts, chain, self.clock)
-        self.settler = Settler(domain, ledger, chain, endorse, settings, self.accounts.undelivered, self.clock)
+        self.settler = Settler(
+            domain,
+            ledger,
+            chain,
+            endorse,
+            settings,
+            self.accounts.undelivered,
+            self.clock,
+            epoch=epoch,
+            refused=self.accounts.refuse,
+            standing=node.plugins.standing,
+        )
         self._recall = node.lifecycle.recall
         self._next_block = chain.addresses.block
 
@@ -98,12 +104,11 @@ class Desk:
                 self.accounts.void(request_id)
 
     async def _keep(self) -> None:
-        """Now and then, look for what nobody waits for: exits, escrows left open, a stale epoch, the own channel."""
+        """Now and then, look for what nobody waits for: exits, escrows left open, the own channel."""
         while True:
             for what, work in (
                 ("withdrawals of clients were not seen", self._note_exits),
                 ("open escrows could not be looked at", self.escrow.recover),
-                ("the epoch was not looked at", self._advance_epoch),
                 ("payment mode exact may be refused: the gateway's own channel is not funded", self._top_up),
             ):
                 try:
@@ -122,11 +127,6 @@ class Desk:
             if account.deposit.unlock_at_s:  # else it was taken back, or is over
                 leaving.add(channel)
         self.settler.leave(leaving)
-
-    async def _advance_epoch(self) -> None:
-        """See to it that the validators of this process may go on signing."""
-        if self.committee is not None:
-            await advance_epoch(self.chain.contracts, self.chain.writer)
 
     async def _top_up(self) -> None:
         await self.exact.top_up(self.settings.own_deposit_wei)
@@ -202,10 +202,6 @@ class Desk:
     def confirm(self, confirmation: PaymentConfirmation) -> Awaitable[None] | None:
         """Take a client's word that it has paid into escrow."""
         return self.escrow.confirm(confirmation)
-
-    def endorse(self, statement: Statement) -> Awaitable[Quorum] | None:
-        """Have the validators of this process sign a statement; decline where there are none."""
-        return None if self.committee is None else self.committee.endorse(statement)
 
     def event(self, event: Event) -> None:
         """Take a charge back when its request came to nothing, also in a run that was cut off."""

@@ -9,13 +9,14 @@ import time
 from pathlib import Path
 
 from ncn_framework.errors import TransactionReverted
-from ncn_framework.signing import address_hex
+from ncn_framework.signing import Signer, address_hex
 
 from .chain import Chain
 from .config import PaymentsSettings
 from .contracts import Contracts
 from .deployment import Addresses, Parameters, addresses_of, deploy
 from .devkeys import ACCOUNTS, CHAIN_ID, accounts, development_signer, require_development
+from .stakes import Stakes
 from .transactions import Call
 from .writer import TransactionWriter
 
@@ -134,6 +135,44 @@ class DevelopmentNetwork:
         """
         async with self.writer("deployer") as deployer:
             await self._give(contracts, deployer, address, ether_wei, amount_wei)
+
+    async def bond(self, contracts: Contracts, signer: Signer) -> None:
+        """Put a compute node's least bond at stake for an account that has none, with the deployer's money.
+
+        Who left, is leaving or was jailed keeps to that: it is for the account's owner to change.
+
+        Args:
+            contracts: of this network.
+            signer: of the account's key.
+
+        Raises:
+            TransactionReverted: the deployer has not that much.
+            ChainError: the chain cannot be reached.
+        """
+        async with TransactionWriter.of(self._settings, self._chain, signer, self._home) as writer:
+            stakes = Stakes(contracts, writer)
+            if (await stakes.standing(signer.address)).state != "none":
+                return
+            amount = (await stakes.minimums()).bond_wei
+            await self.endow(contracts, signer.address, amount)
+            await stakes.bond(amount, f"bond:{contracts.registry.address.hex()}")
+
+    async def endow(self, contracts: Contracts, address: bytes, amount_wei: int) -> None:
+        """Give an address what it lacks to pay an amount of NCN, and the fees of some transactions.
+
+        Args:
+            contracts: of this network.
+            address: 20 bytes.
+            amount_wei: what it is to have of the token, in its base units.
+
+        Raises:
+            TransactionReverted: the deployer has not that much.
+            ChainError: the chain cannot be reached.
+        """
+        lacks = max(0, amount_wei - int(await contracts.token.read("balanceOf", address)))
+        poor = await self._chain.balance(address) < _POOR
+        if lacks or poor:
+            await self.fund(contracts, address, ether_wei=_ETHER_WEI if poor else 0, amount_wei=lacks)
 
     async def _give(
         self, contracts: Contracts, deployer: TransactionWriter, address: bytes, ether_wei: int, amount_wei: int

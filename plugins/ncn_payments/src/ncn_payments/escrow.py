@@ -11,7 +11,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from ncn_framework.digests import escrow_id
+from ncn_framework.committees import Epoch
+from ncn_framework.digests import escrow_id, failure_digest
 from ncn_framework.errors import (
     EndorsementRefused,
     NcnError,
@@ -23,18 +24,9 @@ from ncn_framework.errors import (
 )
 from ncn_framework.lifecycle import now_ms
 from ncn_framework.models import ANONYMOUS, Domain, InferenceRequest, Lease, Route, Settlement, SignedReceipt
-from ncn_framework.payments import (
-    ESCROW,
-    CompletionStatement,
-    EscrowTerms,
-    FailureStatement,
-    PaymentConfirmation,
-    PaymentDue,
-    Quorum,
-    Statement,
-    TermsStatement,
-)
-from ncn_framework.signing import address_hex
+from ncn_framework.payments import ESCROW, EscrowTerms, PaymentConfirmation, PaymentDue, Quorum
+from ncn_framework.signing import Signer, address_hex
+from ncn_framework.statements import CompletionStatement, FailureStatement, Statement, TermsStatement
 
 from .ledger import Ledger
 from .onchain import OnChain
@@ -49,9 +41,10 @@ class EscrowDesk:
 
     Args:
         domain: of the contract.
-        gateway: address of this gateway.
+        signer: this gateway's key.
         chain: the contracts.
         endorse: collects a quorum's signatures.
+        epoch: returns the current epoch, whose validators sign.
         ledger: remembers which escrows are open, for after a crash.
         grace_s: time after a request's deadline that is left for its completion to reach the chain.
         clock: milliseconds since the epoch.
@@ -60,14 +53,16 @@ class EscrowDesk:
     def __init__(
         self,
         domain: Domain,
-        gateway: bytes,
+        signer: Signer,
         chain: OnChain,
         endorse: Callable[[Statement], Awaitable[Quorum]],
+        epoch: Callable[[], Awaitable[Epoch]],
         ledger: Ledger,
         grace_s: int,
         clock: Callable[[], int] = now_ms,
     ) -> None:
-        self.domain, self.gateway, self.chain, self.endorse = domain, gateway, chain, endorse
+        self.domain, self.gateway, self.chain, self.endorse = domain, signer.address, chain, endorse
+        self.epoch, self._signer = epoch, signer
         self.ledger, self.grace_s, self.clock = ledger, grace_s, clock
         self.open: dict[bytes, EscrowLease] = {}
 
@@ -127,7 +122,8 @@ class EscrowDesk:
         if self.clock() > terms.expiry_s * 1000:
             await self.chain.expire_escrow(terms, f"expire:{identity.hex()}")
         else:
-            quorum = await self.endorse(FailureStatement(terms, identity, reason))
+            signature = self._signer.sign(failure_digest(self.domain, identity)).value
+            quorum = await self.endorse(FailureStatement(terms, identity, reason, signature))
             await self.chain.fail_escrow(terms, quorum, f"fail:{identity.hex()}")
         await self.ledger.close_escrow(terms)
         return True
@@ -164,7 +160,7 @@ class EscrowLease:
             gateway=desk.gateway,
             node=self.route.node,
             amount_wei=manifest.fee_wei(request.limit_units, ESCROW),
-            epoch=await desk.chain.epoch(),
+            epoch=(await desk.epoch()).number,
             expiry_s=-(-request.deadline_ms // 1000) + desk.grace_s,
             request_hash=request.request_hash,
         )

@@ -11,11 +11,11 @@ from ncn_framework.signing import address_hex
 from .abi import interface
 from .contracts import CONTRACTS, Contracts
 from .deployment import ADMIN_ROLE, has_code_of
+from .stakes import STATES
 
 __all__ = ["Inspection", "inspect"]
 
-_STATES = ("none", "active", "jailed", "exiting", "exited")
-_REGISTRY = ("minStake", "epochLength", "snapshotLifetime", "disputeWindow", "unbondingPeriod")
+_REGISTRY = ("minStake", "minBond", "epochLength", "snapshotLifetime", "disputeWindow", "unbondingPeriod")
 _PAYMENT = ("WITHDRAWAL_DELAY", "WITHDRAWAL_WINDOW", "MAX_REQUEST_TIME")
 
 
@@ -118,7 +118,7 @@ async def _epoch(contracts: Contracts, found: Inspection) -> None:
         found.epoch["validators"].append(
             {
                 "address": address_hex(member),
-                "state": _STATES[state],
+                "state": STATES[state],
                 "stake": stake,
                 "exit_at": exit_at,
                 "reputation": reputation,

@@ -16,8 +16,9 @@ from typing import Any, Self
 from ncn_framework.digests import channel_id, preprocess_commitment
 from ncn_framework.errors import StoreError
 from ncn_framework.group_commit import GroupCommit, sqlite_pragmas
-from ncn_framework.payments import BatchStatement, Charge, EscrowTerms
-from ncn_framework.wire.convert_batches import charge_to_pb, statement_to_pb
+from ncn_framework.payments import Charge, EscrowTerms
+from ncn_framework.statements import BatchStatement
+from ncn_framework.wire.convert_batches import batch_to_pb, charge_to_pb
 from ncn_framework.wire.convert_payments import escrow_terms_to_pb, voucher_to_pb
 
 from .ledger_lock import lock_ledger
@@ -176,7 +177,7 @@ class Ledger(LedgerReader):
             numbers: of these charges.
             at_ms: now.
         """
-        batch, head = statement.batch, statement_to_pb(replace(statement, charges=())).SerializeToString()
+        batch, head = statement.batch, batch_to_pb(replace(statement, charges=())).SerializeToString()
         number = self._last_batch = self._last_batch + 1
         row = (number, batch.gateway, batch.nonce, BatchState.SIGNED, head, "", 0, "", at_ms)
         statements: list[Statement] = [(_INSERT_BATCH, row)]
@@ -197,6 +198,14 @@ class Ledger(LedgerReader):
                 ("UPDATE charges SET batch = NULL WHERE batch = ?", (batch,)),
             ]
         )
+
+    async def refuse(self, gateway: bytes, numbers: Iterable[int], detail: str, at_ms: int) -> None:
+        """Note that charges which are in no batch will never be in one, and why: their channels are free of them."""
+        self._last_batch += 1
+        row = (self._last_batch, gateway, 0, BatchState.REFUSED, b"", "", 0, detail, at_ms)
+        statements: list[Statement] = [(_INSERT_BATCH, row)]
+        statements += [(_ENTER_BATCH, (row[0], charge)) for charge in numbers]
+        await self._commits.put(statements)
 
     async def settle_elsewhere(self, gateway: bytes, nonce: int, request_ids: Iterable[bytes], at_ms: int) -> None:
         """Note that somebody else has settled charges of ours, in the batch of this nonce."""

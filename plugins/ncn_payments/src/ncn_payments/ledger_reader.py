@@ -12,9 +12,10 @@ from typing import Any, Self
 from urllib.parse import quote
 
 from ncn_framework.errors import StoreError
-from ncn_framework.payments import BatchStatement, Charge, Credit, EscrowTerms, Voucher
+from ncn_framework.payments import Charge, Credit, EscrowTerms, Voucher
+from ncn_framework.statements import BatchStatement
 from ncn_framework.wire import messages_pb2 as pb
-from ncn_framework.wire.convert_batches import charge_from_pb, statement_from_pb
+from ncn_framework.wire.convert_batches import batch_from_pb, charge_from_pb
 from ncn_framework.wire.convert_payments import escrow_terms_from_pb, voucher_from_pb
 
 __all__ = ["BatchRow", "BatchState", "ChannelBalance", "Entry", "LedgerReader", "Owed"]
@@ -23,11 +24,16 @@ _BATCH_COLUMNS = "id, gateway, nonce, state, head, tx, gas, detail, at_ms"
 
 
 class BatchState(StrEnum):
-    """Where a batch stands: signed by a quorum; on chain; or never to be, its charges free for another one."""
+    """Where a batch stands: signed by a quorum; on chain; or never to be, its charges free for another one.
+
+    Charges that no validator signs are put into none of these, but together under ``REFUSED``, with nonce 0: they are
+    never settled, and draw on no channel.
+    """
 
     SIGNED = "signed"
     SETTLED = "settled"
     DEAD = "dead"
+    REFUSED = "refused"
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class BatchRow:
         receipts, credits: what is in it; not known where somebody else made the batch.
         tx: hash of the transaction, 0x-hex, once it is on chain.
         gas: that the transaction used.
-        detail: why it is dead, or who settled it.
+        detail: why it is dead or refused, or who settled it.
     """
 
     id: int
@@ -83,7 +89,7 @@ class BatchRow:
 
 @dataclass(frozen=True)
 class ChannelBalance:
-    """A channel's best voucher and the sum of its charges, in wei."""
+    """A channel's best voucher and the sum of its charges, in wei, without those that were refused."""
 
     voucher: Voucher
     charged_wei: int
@@ -124,7 +130,9 @@ class LedgerReader:
     def balances(self) -> dict[bytes, ChannelBalance]:
         """Return every channel's best voucher and what it was charged, by channel."""
         charged: dict[bytes, int] = {}
-        for channel, fee in self._rows("SELECT channel, fee_wei FROM charges"):
+        refused = "SELECT id FROM batches WHERE state = ?"
+        sql = f"SELECT channel, fee_wei FROM charges WHERE batch IS NULL OR batch NOT IN ({refused})"
+        for channel, fee in self._rows(sql, (BatchState.REFUSED,)):
             charged[channel] = charged.get(channel, 0) + int(fee)
         return {
             channel: ChannelBalance(voucher_from_pb(pb.Voucher.FromString(data)), charged.get(channel, 0))
@@ -168,7 +176,8 @@ class LedgerReader:
         return [_charge(data) for number in numbers for (data,) in self._rows(sql, (number,))]
 
     def history(self, limit: int, channel: bytes | None = None) -> list[tuple[Entry, BatchRow | None]]:
-        """Return the newest charges, newest first, each with its batch; of one channel where it is given."""
+        """Return the newest charges, newest first, each with its batch, which may be ``REFUSED``; of one channel where
+        it is given."""
         columns = "b." + _BATCH_COLUMNS.replace(", ", ", b.")
         sql = (
             f"SELECT c.number, c.at_ms, c.charge, {columns} "
@@ -183,15 +192,26 @@ class LedgerReader:
             for number, at, data, *batch in self._rows(sql, (channel, channel, limit))
         ]
 
+    def charged(self, request_id: bytes) -> tuple[bool, BatchRow | None]:
+        """Return whether a request was charged, and the batch that its charge is in, if any."""
+        columns = "b." + _BATCH_COLUMNS.replace(", ", ", b.")
+        sql = f"SELECT {columns} FROM charges c LEFT JOIN batches b ON b.id = c.batch WHERE c.request_id = ?"
+        for batch in self._rows(sql, (request_id,)):
+            return True, None if batch[0] is None else _batch_row(*batch)
+        return False, None
+
     def batches(self, state: BatchState | None = None) -> list[BatchRow]:
         """Return the batches, oldest first; only those of one state where it is given."""
         sql = f"SELECT {_BATCH_COLUMNS} FROM batches WHERE ? IS NULL OR state = ? ORDER BY id"
         return [_batch_row(*row) for row in self._rows(sql, (state, state))]
 
     def newest_batches(self, limit: int) -> list[tuple[BatchRow, int, int]]:
-        """Return the newest batches, newest first; each with its receipts: how many, and their fees in all (wei)."""
-        sql = f"SELECT {_BATCH_COLUMNS} FROM batches ORDER BY id DESC LIMIT ?"
-        rows = [_batch_row(*row) for row in self._rows(sql, (limit,))]
+        """Return the newest batches, newest first; each with its receipts: how many, and their fees in all (wei).
+
+        What was refused is no batch.
+        """
+        sql = f"SELECT {_BATCH_COLUMNS} FROM batches WHERE state != ? ORDER BY id DESC LIMIT ?"
+        rows = [_batch_row(*row) for row in self._rows(sql, (BatchState.REFUSED, limit))]
         fees: dict[int, list[int]] = {row.id: [] for row in rows}
         oldest = min(fees, default=0)
         for batch, fee in self._rows("SELECT batch, fee_wei FROM charges WHERE batch >= ?", (oldest,)):
@@ -205,7 +225,7 @@ class LedgerReader:
         for number, head in self._rows(sql, (gateway, nonce, BatchState.DEAD)):
             rows = self._rows("SELECT charge FROM charges WHERE batch = ? ORDER BY number", (number,))
             charges = tuple(_charge(data) for (data,) in rows)
-            return replace(statement_from_pb(pb.BatchStatement.FromString(head)), charges=charges)
+            return replace(batch_from_pb(pb.BatchStatement.FromString(head)), charges=charges)
         return None
 
     def highest_nonce(self, gateway: bytes) -> int:

@@ -11,7 +11,8 @@ from ncn_framework.digests import channel_id, compact_signature, full_signature,
 from ncn_framework.errors import ChainError, PaymentRequired, TransactionReverted
 from ncn_framework.lifecycle import now_ms
 from ncn_framework.models import Domain
-from ncn_framework.payments import BatchStatement, EscrowTerms, Quorum, TransferAuthorization, Voucher
+from ncn_framework.payments import EscrowTerms, Quorum, TransferAuthorization, Voucher
+from ncn_framework.statements import BatchStatement
 
 from .accounts import Deposit
 from .contracts import Contracts
@@ -135,10 +136,6 @@ class OnChain:
 
     # --- validators ---
 
-    async def epoch(self) -> int:
-        """Return the number of the current epoch."""
-        return int(await self.contracts.registry.read("currentEpoch"))
-
     async def members(self, epoch: int) -> tuple[bytes, ...]:
         """Return the validators of an epoch, in the order of a quorum's bitmap. They never change."""
         if epoch not in self._members:
@@ -146,10 +143,6 @@ class OnChain:
             while len(self._members) > 64:
                 self._members.pop(next(iter(self._members)))
         return self._members[epoch]
-
-    async def quorum_size(self, epoch: int) -> int:
-        """Return how many members of an epoch make a quorum."""
-        return int(await self.contracts.registry.read("quorumSize", epoch))
 
     # --- batches ---
 
@@ -175,6 +168,16 @@ class OnChain:
                 receipt = await self.receipt(event.transaction_hash)
                 return "0x" + event.transaction_hash.hex(), int(receipt["gasUsed"], 16)
         return None
+
+    async def batch_quorum(self, transaction: bytes, epoch: int) -> Quorum | None:
+        """Return the signatures with which a transaction settled a batch; None where it called another function."""
+        sent = await self.contracts.chain.request("eth_getTransactionByHash", ["0x" + transaction.hex()])
+        data = bytes.fromhex(sent["input"][2:]) if sent else b""
+        called = self.contracts.payment.interface.decode_call("settleBatch", data)
+        if called is None:
+            return None
+        *_, bitmap, signatures = called
+        return Quorum(epoch, bitmap, tuple(signatures[i : i + 65] for i in range(0, len(signatures), 65)))
 
     async def published_vouchers(self, gateway: bytes, channels: Collection[bytes]) -> dict[bytes, Voucher]:
         """Return the vouchers with which batches have drawn on these channels last, unchecked; some may have none."""

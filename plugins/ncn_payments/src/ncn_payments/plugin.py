@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,20 @@ if TYPE_CHECKING:
     import click
     from starlette.routing import BaseRoute
 
-    from ncn_framework.models import Event, InferenceRequest, ModelManifest, Route, Settlement, SignedReceipt
+    from ncn_framework.committees import Epoch
+    from ncn_framework.models import (
+        Event,
+        InferenceRequest,
+        ModelManifest,
+        Route,
+        Settlement,
+        Signature,
+        SignedReceipt,
+    )
     from ncn_framework.node import Node
-    from ncn_framework.payments import PaymentConfirmation, PaymentDue, Quorum, Statement
+    from ncn_framework.payments import FeeDue, PaymentConfirmation, PaymentDue, Quorum
     from ncn_framework.signing import Signer
+    from ncn_framework.statements import Contradiction, Evidence, Reputation, Statement
 
     from .config import PaymentsSettings
     from .service import Payments
@@ -25,7 +35,7 @@ if TYPE_CHECKING:
 class Plugin:
     """Holds, charges and settles fees: vouchers, escrows, one-off payments; in a compute node, keeps its books.
 
-    A registry learns from it which contract signatures are bound to.
+    In a registry, and in a gateway without one, it speaks for validators.
     """
 
     roles = ("registry", "gateway", "compute")
@@ -56,17 +66,35 @@ class Plugin:
         return self.payments.confirm(confirmation)
 
     @hookimpl
-    def ncn_pay(self, due: PaymentDue, signer: Signer) -> Awaitable[bytes] | None:
+    def ncn_pay(self, due: PaymentDue | FeeDue, signer: Signer) -> Awaitable[bytes] | None:
         from ncn_framework.config import Config
 
-        from .paying import pay_due
+        from .paying import pay
 
         config = Config()
-        return pay_due(config, due, signer) if due.chain_id == config.core.chain_id else None
+        return pay(config, due, signer) if due.chain_id == config.core.chain_id else None
 
-    @hookimpl(trylast=True)
+    @hookimpl(trylast=True)  # where there are registries, they collect a quorum
     def ncn_endorse(self, statement: Statement) -> Awaitable[Quorum] | None:
         return self.payments.endorse(statement)
+
+    @hookimpl
+    def ncn_vouch(
+        self, statement: Statement, evidence: Mapping[bytes, Evidence]
+    ) -> Awaitable[tuple[Signature, ...]] | None:
+        return self.payments.vouch(statement, evidence)
+
+    @hookimpl
+    def ncn_epoch(self, number: int) -> Awaitable[Epoch] | None:
+        return self.payments.epoch(number)
+
+    @hookimpl
+    def ncn_report(self, statement: Statement | Contradiction, quorum: Quorum | None) -> Awaitable[str] | None:
+        return self.payments.report(statement, quorum)
+
+    @hookimpl
+    def ncn_reputation(self, account: bytes, period: int) -> Awaitable[Reputation] | None:
+        return self.payments.reputation(account, period)
 
     @hookimpl
     def ncn_event(self, event: Event) -> None:
@@ -90,6 +118,7 @@ class Plugin:
     def ncn_commands(self) -> Iterable[click.Command]:
         from .commands.chain import chain
         from .commands.payments import payments
+        from .commands.staking import stake
         from .commands.wallet import wallet
 
-        return (wallet, payments, chain)
+        return (wallet, payments, stake, chain)

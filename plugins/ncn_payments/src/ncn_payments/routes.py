@@ -12,14 +12,16 @@ from starlette.routing import BaseRoute, Route
 
 from ncn_framework.digests import channel_id
 from ncn_framework.errors import Draining, MalformedRequest, UnknownTask
+from ncn_framework.inclusion import inclusion_json
 from ncn_framework.signing import address_hex
-from ncn_framework.wire.convert_batches import statement_to_pb
+from ncn_framework.wire.convert_batches import batch_to_pb
 from ncn_framework.wire.json import encode
-from ncn_framework.wire.json_payments import address_bytes, voucher_json
+from ncn_framework.wire.json_payments import address_bytes, hash_bytes, voucher_json
 
 from .chain_rpc import chain_route
 from .desk import Desk
 from .forms import ChannelJson, PaymentsJson, batch_json, settled_json
+from .inclusions import inclusion_of
 from .service import Payments
 
 __all__ = ["payment_routes"]
@@ -89,8 +91,12 @@ def payment_routes(payments: Payments) -> Sequence[BaseRoute]:
         statement = await asyncio.to_thread(desk().ledger.statement, desk().gateway, int(text))
         if statement is None:
             raise UnknownTask(f"this gateway has no batch with nonce {text}")
-        data = statement_to_pb(statement).SerializeToString(deterministic=True)
+        data = batch_to_pb(statement).SerializeToString(deterministic=True)
         return Response(data, media_type="application/x-protobuf")
+
+    async def inclusion(request: Request) -> Response:
+        request_id = hash_bytes(request.path_params["id"], "id")
+        return _json(inclusion_json(await inclusion_of(desk().ledger, desk().chain, request_id)))
 
     routes: list[BaseRoute] = [
         Route("/api/v1/payments", about),
@@ -98,6 +104,7 @@ def payment_routes(payments: Payments) -> Sequence[BaseRoute]:
         Route("/api/v1/batches", batches),
         Route("/api/v1/batches", settle, methods=["POST"]),
         Route("/api/v1/batches/{nonce}", batch),
+        Route("/api/v1/inference/{id}/inclusion", inclusion),
     ]
     if payments.settings.chain_kind == "embedded" and payments.chain is not None:
         routes.append(chain_route(payments.chain))

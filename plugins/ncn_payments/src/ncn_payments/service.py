@@ -1,17 +1,41 @@
-"""Payments as a service of one node: the chain, the ledger, and the desk (gateway) or the books (compute node)."""
+"""Payments as a service of one node: the chain, the validators, and the desk (gateway) or the books (compute node)."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ncn_framework.digests import channel_id
-from ncn_framework.errors import ConfigError
-from ncn_framework.models import FREE, Domain, Event, InferenceRequest, ModelManifest, Route, Settlement, SignedReceipt
-from ncn_framework.payments import ESCROW, EXACT, VOUCHER, PaymentConfirmation, Quorum, Statement
+from ncn_framework.committees import Epoch
+from ncn_framework.digests import channel_id, keccak
+from ncn_framework.errors import ChainError, ConfigError, MalformedRequest, NcnError, TransactionReverted
+from ncn_framework.models import (
+    FREE,
+    Domain,
+    Event,
+    InferenceRequest,
+    ModelManifest,
+    Route,
+    Settlement,
+    Signature,
+    SignedReceipt,
+)
+from ncn_framework.payments import ESCROW, EXACT, VOUCHER, PaymentConfirmation, Quorum
 from ncn_framework.signing import Signer, address_hex, load_or_create_signer
+from ncn_framework.statements import (
+    BatchStatement,
+    CompletionStatement,
+    Contradiction,
+    Evidence,
+    FailureStatement,
+    PerformancesStatement,
+    Reputation,
+    Statement,
+    VerdictStatement,
+    digest_of,
+)
 
 from . import devkeys
 from .books import Books
@@ -26,7 +50,9 @@ from .ledger import Ledger
 from .ledger_lock import ledger_path
 from .onchain import OnChain
 from .operator_token import OperatorToken
+from .stakes import Decision, Stakes
 from .validator_memory import ValidatorMemory
+from .watch import Watch
 from .writer import TransactionWriter
 
 if TYPE_CHECKING:
@@ -44,12 +70,21 @@ _LINGER_S = 0.05
 _FIRST_DEPOSIT_WEI = 1_000 * 10**18
 """What the client of a development network has in its channel at first."""
 
+_ONE_TRY_MS = 1_000
+_AGAIN_S = 0.5
+"""How long a registry asks for a chain that is not there yet, and how long it pauses before it asks again."""
+
 
 class Payments:
     """What the hooks of the payments plugin stand for.
 
     Args:
         node: whose settings, key and life cycle it uses.
+
+    Attributes:
+        validators: those whose keys this process holds, once the chain answers; None: there are none.
+        stakes: the network's validators as the chain has them, once it answers.
+        away: why it does not answer.
     """
 
     def __init__(self, node: Node) -> None:
@@ -59,6 +94,9 @@ class Payments:
         self.books: Books | None = None
         self.chain: Chain | None = None
         self.operator_token: OperatorToken | None = None
+        self.validators: Committee | None = None
+        self.stakes: Stakes | None = None
+        self.away = "the chain is not open yet; ask again"
 
     @property
     def addresses(self) -> Addresses:
@@ -96,7 +134,59 @@ class Payments:
 
     def endorse(self, statement: Statement) -> Awaitable[Quorum] | None:
         """Have the validators of this process sign a statement; decline where there are none."""
-        return None if self.desk is None else self.desk.endorse(statement)
+        return None if self.validators is None else self.validators.endorse(statement)
+
+    def vouch(
+        self, statement: Statement, evidence: Mapping[bytes, Evidence]
+    ) -> Awaitable[tuple[Signature, ...]] | None:
+        """Sign a statement with every key of this process that may; decline where there is none."""
+        return self._vouch(statement, evidence) if self.node.validators else None
+
+    async def _vouch(self, statement: Statement, evidence: Mapping[bytes, Evidence]) -> tuple[Signature, ...]:
+        if self.validators is None:
+            raise ChainError(self.away)
+        return await self.validators.vouch(statement, evidence)
+
+    def epoch(self, number: int) -> Awaitable[Epoch] | None:
+        """Return an epoch's validators; decline where no chain is asked."""
+        return None if self.stakes is None and self.node.role == "compute" else self._open_stakes().epoch(number)
+
+    def report(self, statement: Statement | Contradiction, quorum: Quorum | None) -> Awaitable[str] | None:
+        """Put what proves somebody's conduct on chain; decline what does not, and where no chain is asked."""
+        if self.node.role == "compute":
+            return None
+        if isinstance(statement, Contradiction):
+            return self._report_contradiction(statement)
+        if quorum is None or not isinstance(statement, VerdictStatement | PerformancesStatement):
+            return None
+        return self._report(statement, quorum)
+
+    async def _report(self, statement: VerdictStatement | PerformancesStatement, quorum: Quorum) -> str:
+        stakes, key = self._open_stakes(), f"report:{digest_of(self.node.domain, statement).hex()}"
+        if isinstance(statement, VerdictStatement):
+            return await stakes.report_result(statement, quorum, key)
+        return await stakes.report_performances(statement, quorum, key)
+
+    async def _report_contradiction(self, found: Contradiction) -> str:
+        stakes, signatures = self._open_stakes(), (found.first_signature, found.second_signature)
+        both = [digest_of(self.node.domain, statement) for statement in (found.first, found.second)]
+        key = f"report:{found.validator.hex()}:{keccak(b''.join([*both, *signatures])).hex()}"
+        match found.first, found.second:
+            case BatchStatement(first), BatchStatement(second):
+                return await stakes.report_conflicting_batches(first, second, *signatures, key)
+            case (CompletionStatement() | FailureStatement()) as one, (
+                CompletionStatement() | FailureStatement()
+            ) as two:
+                decisions = _decision(one), _decision(two)
+                return await stakes.report_conflicting_decisions(one.escrow_id, *decisions, *signatures, key)
+        names = " and ".join(type(one).__name__ for one in (found.first, found.second))
+        raise MalformedRequest(f"two batches, or two decisions on one escrow, are a contradiction; {names} are none")
+
+    def reputation(self, account: bytes, period: int) -> Awaitable[Reputation] | None:
+        """Return what the chain has of an account's conduct; decline where no chain is asked."""
+        if self.stakes is None and self.node.role == "compute":
+            return None
+        return self._open_stakes().reputation(account, period)
 
     def event(self, event: Event) -> None:
         """Hear of a request's move."""
@@ -125,18 +215,44 @@ class Payments:
         return Ledger(ledger_path(self.node.home, self.node.role), identity, linger_s=linger_s)
 
     @contextmanager
-    def committee(self, chain: OnChain) -> Iterator[Committee | None]:
-        """Yield the validators whose keys this process holds; None where it holds none."""
-        signers = validator_signers(self.settings, chain.domain.chain_id)
-        if not signers:
-            yield None
-            return
-        memory = ValidatorMemory(self.node.home / "validators.db")
-        committee = Committee(chain.domain, signers, chain, memory, self.node.lifecycle.clock)
+    def validating(self, chain: OnChain) -> Iterator[None]:
+        """Let the validators of this process, where it has any, check statements and sign them meanwhile."""
+        node = self.node
+        node.validators = tuple(validator_signers(self.settings, chain.domain.chain_id))
+        self.stakes = Stakes(chain.contracts, chain.writer, self.settings.confirmations)
+        if node.validators:
+            # who executes again is a registry; elsewhere nobody says that a result is wrong
+            inspected = node.role == "registry" and bool(node.plugins.call_order("ncn_inspect"))
+            self.validators = Committee(
+                chain.domain,
+                node.validators,
+                chain,
+                ValidatorMemory(node.home / "validators.db"),
+                node.validation,
+                self.settings,
+                inspected=inspected,
+                clock=node.lifecycle.clock,
+            )
         try:
-            yield committee
+            yield
         finally:
-            committee.close()
+            validators, self.validators, self.stakes = self.validators, None, None
+            if validators is not None:
+                validators.close()
+
+    def _watch(self, chain: OnChain) -> Watch:
+        return Watch(
+            chain,
+            self._open_stakes(),
+            self.node.plugins.standing,
+            validators=[validator.address for validator in self.node.validators],
+            poll_s=self.settings.batch_poll_ms / 1000,
+        )
+
+    def _open_stakes(self) -> Stakes:
+        if self.stakes is None:
+            raise ChainError(self.away)
+        return self.stakes
 
     @asynccontextmanager
     async def _gateway(self) -> AsyncIterator[None]:
@@ -153,10 +269,10 @@ class Payments:
             onchain = await OnChain(Contracts(chain, addresses), domain, writer).open()
             ledger = await stack.enter_async_context(self.ledger(domain))
             self.operator_token = OperatorToken.renew(node.home)
-            committee = stack.enter_context(self.committee(onchain))
-            self.desk = Desk(node, settings, ledger, onchain, committee)
+            stack.enter_context(self.validating(onchain))
+            self.desk = Desk(node, settings, ledger, onchain)
             node.endpoints["chain"] = f"{settings.chain_kind}, contract {address_hex(addresses.payment)}"
-            async with self.desk.running():
+            async with self.desk.running(), _beside(self._watch(onchain).run()):
                 yield
 
     async def _start_development(self, chain: Chain) -> None:
@@ -174,8 +290,49 @@ class Payments:
 
     @asynccontextmanager
     async def _registry(self) -> AsyncIterator[None]:
-        bound_domain(self.node, self.addresses)
-        yield
+        """Serve records at once; validate as soon as the chain answers: a gateway that starts later may host it."""
+        domain = bound_domain(self.node, self.addresses)
+        self.node.validators = tuple(validator_signers(self.settings, domain.chain_id))
+        async with _beside(self._follow(domain)):
+            yield
+
+    async def _follow(self, domain: Domain) -> None:
+        """Follow the chain for as long as it takes until it is there, and from then on."""
+        while True:
+            try:
+                async with self._as_client(domain) as chain:
+                    log.info("the chain answers; %d validators are spoken for here", len(self.node.validators))
+                    await self._watch(chain).run()
+            except (ChainError, TransactionReverted) as error:
+                if self.away != str(error):
+                    log.info(
+                        "no validation until the chain answers: %s", error
+                    )  # a gateway that starts later may host it
+                self.away = str(error)
+            except NcnError as error:
+                return self.node.fail(error)
+            await asyncio.sleep(_AGAIN_S)
+
+    @asynccontextmanager
+    async def _as_client(self, domain: Domain) -> AsyncIterator[OnChain]:
+        """Open a chain that somebody else hosts; its transactions are of the first validator's key.
+
+        Raises:
+            ChainError: it does not answer, or has no contracts yet.
+        """
+        node, settings, chain_id = self.node, self.settings, domain.chain_id
+        addresses = self.addresses
+        hurried = settings.model_copy(update={"rpc_patience_ms": min(settings.rpc_patience_ms, _ONE_TRY_MS)})
+        async with open_chain(hurried, home=node.home, chain_id=chain_id) as probe:
+            if not await probe.code(addresses.payment):
+                raise ChainError(f"chain {chain_id} has no InferencePayment at {address_hex(addresses.payment)} yet")
+        async with AsyncExitStack() as stack:
+            chain = await stack.enter_async_context(open_chain(settings, home=node.home, chain_id=chain_id))
+            signer = node.validators[0] if node.validators else node.signer
+            writer = await stack.enter_async_context(TransactionWriter.of(settings, chain, signer, node.home))
+            onchain = await OnChain(Contracts(chain, addresses), domain, writer).open()
+            stack.enter_context(self.validating(onchain))
+            yield onchain
 
     @asynccontextmanager
     async def _compute(self) -> AsyncIterator[None]:
@@ -183,6 +340,17 @@ class Payments:
         async with self.ledger(domain) as ledger:
             self.books = Books(domain, ledger, self.node.lifecycle.clock)
             yield
+
+
+@asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Let something run for as long as the context is entered."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait((task,))
 
 
 def bound_domain(node: Node, addresses: Addresses) -> Domain:
@@ -210,3 +378,10 @@ def validator_signers(settings: PaymentsSettings, chain_id: int) -> Sequence[Sig
     if settings.chain_kind == "rpc" or chain_id != devkeys.CHAIN_ID:
         return []
     return [devkeys.development_signer(f"validator{number}", chain_id) for number in range(1, 6)]
+
+
+def _decision(statement: CompletionStatement | FailureStatement) -> Decision:
+    if isinstance(statement, FailureStatement):
+        return Decision(failed=True)
+    receipt = statement.receipt.receipt
+    return Decision(False, receipt.output_hash, receipt.fee_wei)

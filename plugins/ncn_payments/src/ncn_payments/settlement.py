@@ -12,11 +12,13 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 
+from ncn_framework.committees import Epoch
 from ncn_framework.digests import batch_digest, channel_id, keccak
 from ncn_framework.errors import EndorsementRefused, NcnError, TransactionReverted
 from ncn_framework.lifecycle import now_ms
 from ncn_framework.models import Domain
-from ncn_framework.payments import BatchStatement, Charge, Quorum, Statement, Voucher
+from ncn_framework.payments import Charge, Quorum, Voucher
+from ncn_framework.statements import BatchStatement, Statement
 
 from . import batches
 from .accounts import Deposit
@@ -31,6 +33,13 @@ log = logging.getLogger(__name__)
 
 _ATTEMPTS = 8
 """How often a batch is made anew, without what was refused, before it is left for the next time."""
+
+_SKIPPED = 2**32 - 2**16
+"""How far above the last nonce on chain validators may send a batch; they sign a little more than that, so that one who
+sends it there does not leave it without a nonce."""
+
+_ASKED = 5
+"""How often validators may want to see an answer that is kept no more before its charge is given up."""
 
 _LONGEST_PAUSE = 60
 """In polls: how long to wait at most after one failure after the other."""
@@ -56,6 +65,9 @@ class Settler:
         settings: when a batch is due.
         undelivered: returns the requests whose charges may still be taken back.
         clock: milliseconds since the epoch.
+        epoch: returns the current epoch, whose validators sign.
+        refused: hears of each charge that will never be settled.
+        standing: hears of each node whose result was found wrong, and why.
     """
 
     def __init__(
@@ -67,13 +79,19 @@ class Settler:
         settings: PaymentsSettings,
         undelivered: Callable[[], Collection[bytes]] = tuple,
         clock: Callable[[], int] = now_ms,
+        *,
+        epoch: Callable[[], Awaitable[Epoch]],
+        refused: Callable[[Charge], None] = lambda charge: None,
+        standing: Callable[[bytes, bool, str], None] = lambda account, out, reason: None,
     ) -> None:
         self.domain, self.ledger, self.chain, self.endorse = domain, ledger, chain, endorse
         self.settings, self.undelivered, self.clock = settings, undelivered, clock
+        self.epoch, self.refused, self.standing = epoch, refused, standing
         self._busy = asyncio.Lock()
         self._wake = asyncio.Event()
         self._leaving: Set[bytes] = frozenset()
         self._left_out: dict[bytes, int] = {}  # channels that could not pay, until when (ms)
+        self._wanted: dict[int, tuple[int, int]] = {}  # charges with answers gone: how often wanted, until when (ms)
         self._count = self._value_wei = 0  # charged since the last look
 
     def charged(self, fee_wei: int) -> None:
@@ -149,11 +167,15 @@ class Settler:
         """Return the charges to settle now: none before there are enough, or they have waited long enough.
 
         A channel whose client withdraws does not wait. One that owes little waits longer: its place in a batch costs
-        about 11,000 gas. One that could not pay is left out for a while.
+        about 11,000 gas. One that could not pay is left out for a while, as is a charge whose answer is gone.
         """
         settings, now = self.settings, self.clock()
         self._left_out = {channel: until for channel, until in self._left_out.items() if until > now}
-        owed = [charge for charge in owed if charge.channel not in self._left_out]
+        owed = [
+            charge
+            for charge in owed
+            if charge.channel not in self._left_out and self._wanted.get(charge.number, (0, 0))[1] <= now
+        ]
         value = sum(charge.fee_wei for charge in owed)
         aged = bool(owed) and now - owed[0].at_ms >= settings.batch_age_ms
         if not (aged or len(owed) >= settings.batch_count or value >= settings.batch_value_wei):
@@ -196,22 +218,25 @@ class Settler:
             passed = max(await self.chain.batch_nonce(gateway), self.ledger.highest_nonce(gateway))
             nonce = max(nonce, passed + 1)
             spent = {channel: deposit.spent_wei for channel, deposit in (await self._deposits(charges)).items()}
-            epoch, batch_of = await self.chain.epoch(), tuple(charges.values())
+            epoch, batch_of = (await self.epoch()).number, tuple(charges.values())
             statement = await asyncio.to_thread(batches.build, gateway, nonce, epoch, batch_of, spent, vouchers)
             batch = await self.ledger.add_batch(statement, charges, self.clock())
             try:
                 return await self._finish(batch, statement)
             except EndorsementRefused as error:
-                if error.settled:
-                    await self._settled_elsewhere(gateway, error.settled)
-                    left = {n for n, charge in charges.items() if charge.receipt.receipt.request_id in error.settled}
-                elif error.next_nonce > nonce:
-                    nonce, left = error.next_nonce, set()
+                # What few validators say may be wrong. So the chain is asked first, and then our own books; a result
+                # counts as wrong, or an answer as missing, where nothing else explains why there is no quorum.
+                if left := await self._settled_before(gateway, charges, error.settled):
+                    pass
+                elif nonce < error.next_nonce <= await self.chain.batch_nonce(gateway) + _SKIPPED:
+                    nonce = error.next_nonce
                 elif better := await self._better(gateway, charges, vouchers):
-                    vouchers, left = vouchers | better, set()
+                    vouchers = vouchers | better
                 else:
                     left = await asyncio.to_thread(self._unsound, gateway, charges)
                     left = left or await self._unaffordable(charges, vouchers)
+                    left = left or await self._wrong(gateway, charges, error)
+                    left = left or await self._unshown(gateway, charges, error)
                     if not left:
                         raise
             except TransactionReverted as error:
@@ -269,11 +294,60 @@ class Settler:
             log.error("channel 0x%s is left out of the batch: %s", channel.hex(), why)
         self._left_out[channel] = self.clock() + self.settings.batch_age_ms
 
-    async def _settled_elsewhere(self, gateway: bytes, settled: Mapping[bytes, int]) -> None:
-        for nonce in sorted(set(settled.values())):
-            ids = [request_id for request_id, found in settled.items() if found == nonce]
-            await self.ledger.settle_elsewhere(gateway, nonce, ids, self.clock())
-        log.info("%d charges were settled by somebody else", len(settled))
+    async def _settled_before(
+        self, gateway: bytes, charges: Mapping[int, Charge], settled: Mapping[bytes, int]
+    ) -> set[int]:
+        """Return the charges that are settled already, as validators say, having noted it; whoever made those batches.
+
+        They have to be on chain; and of a batch that was made here, it is known what is in it.
+        """
+        found: dict[int, dict[int, bytes]] = {}
+        for number, charge in charges.items():
+            request_id = charge.receipt.receipt.request_id
+            if request_id in settled:
+                found.setdefault(settled[request_id], {})[number] = request_id
+        left = set[int]()
+        for nonce, those in sorted(found.items()):
+            own = await asyncio.to_thread(self.ledger.statement, gateway, nonce)
+            if own is None and await self.chain.is_settled(gateway, nonce):
+                await self.ledger.settle_elsewhere(gateway, nonce, those.values(), self.clock())
+                left |= those.keys()
+        if left:
+            log.info("%d charges were settled by somebody else", len(left))
+        return left
+
+    # --- what validators will not sign ---
+
+    async def _wrong(self, gateway: bytes, charges: Mapping[int, Charge], error: EndorsementRefused) -> set[int]:
+        """Return the charges for results that are wrong, having given their money back and their nodes away."""
+        left = {n for n, charge in charges.items() if charge.receipt.receipt.request_id in error.invalid}
+        await self._give_up(gateway, {n: charges[n] for n in left}, "validators found the result wrong")
+        for node in {charges[number].receipt.receipt.node for number in left}:
+            self.standing(node, True, "validators found a result of it wrong")
+        return left
+
+    async def _unshown(self, gateway: bytes, charges: Mapping[int, Charge], error: EndorsementRefused) -> set[int]:
+        """Return the charges that validators want to see the answers of, where these are gone.
+
+        They may not be among those wanted of another batch, later; but they are given up after a while.
+        """
+        left = {n for n, charge in charges.items() if charge.receipt.receipt.request_id in error.wanted}
+        until = self.clock() + self.settings.batch_age_ms
+        for number in left:
+            self._wanted[number] = (self._wanted.get(number, (0, 0))[0] + 1, until)
+        over = {number: charges[number] for number in left if self._wanted[number][0] >= _ASKED}
+        await self._give_up(gateway, over, "validators want to see the answer, which is kept no more")
+        for number in over:
+            del self._wanted[number]
+        return left
+
+    async def _give_up(self, gateway: bytes, charges: Mapping[int, Charge], why: str) -> None:
+        if not charges:
+            return
+        await self.ledger.refuse(gateway, charges, why, self.clock())
+        for charge in charges.values():
+            self.refused(charge)
+        log.error("%d charges will never be settled: %s", len(charges), why)
 
     async def _finish(self, batch: int, statement: BatchStatement) -> Settled:
         """Have a batch signed and put it on chain; where that is refused it is dead, unless it is there already."""

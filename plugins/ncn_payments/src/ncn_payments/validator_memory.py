@@ -1,7 +1,8 @@
 """What validators have signed, on disk before a signature leaves: so that they never contradict themselves.
 
 Signing two batches under one nonce, one receipt in two batches, or both the completion and the failure of a request
-costs a validator its stake.
+costs a validator its stake. A receipt that was found wrong is in no batch afterwards; of a record there is
+one version of each sequence.
 """
 
 from __future__ import annotations
@@ -27,6 +28,15 @@ CREATE TABLE IF NOT EXISTS receipts (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS escrows (
     escrow_id BLOB NOT NULL, kind TEXT NOT NULL, digest BLOB NOT NULL, PRIMARY KEY (escrow_id, kind)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS verdicts (
+    request_id BLOB NOT NULL, receipt BLOB NOT NULL, PRIMARY KEY (request_id, receipt)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS records (
+    kind TEXT NOT NULL, owner BLOB NOT NULL, sequence BLOB NOT NULL, digest BLOB NOT NULL, PRIMARY KEY (kind, owner)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS fees (
+    tx BLOB PRIMARY KEY, kind TEXT NOT NULL, owner BLOB NOT NULL
 ) WITHOUT ROWID;
 """
 
@@ -107,3 +117,51 @@ class ValidatorMemory:
                 raise EndorsementRefused(
                     f"another statement was signed for the escrow 0x{escrow_id.hex()}: {', '.join(sorted(signed))}"
                 )
+
+    # --- conduct ---
+
+    def sign_verdict(self, request_id: bytes, receipt: bytes) -> None:
+        """Remember that a receipt is about to be called wrong, by its digest; again changes nothing."""
+        with self._connection:
+            self._connection.execute("INSERT OR IGNORE INTO verdicts VALUES (?, ?)", (request_id, receipt))
+
+    def wrong_receipts(self, request_ids: Iterable[bytes]) -> Mapping[bytes, frozenset[bytes]]:
+        """Return the digests of those receipts of these requests that were called wrong, where there are any."""
+        sql = "SELECT receipt FROM verdicts WHERE request_id = ?"
+        rows = ((found, self._connection.execute(sql, (found,)).fetchall()) for found in request_ids)
+        return {request_id: frozenset(receipt for (receipt,) in some) for request_id, some in rows if some}
+
+    # --- records ---
+
+    def sign_record(self, kind: str, owner: bytes, sequence: int, digest: bytes, fee_tx: bytes) -> None:
+        """Remember a version of a record that is about to be signed; again with the same digest changes nothing.
+
+        Args:
+            kind, owner: which record it is.
+            sequence: of this version.
+            digest: of this version.
+            fee_tx: hash of the transaction that paid for the record; empty where an earlier version was signed here.
+
+        Raises:
+            EndorsementRefused: another version of this sequence or a later one was signed, the fee was paid for
+                another record, or it is not known to be paid.
+        """
+        place = sequence.to_bytes(32, "big")  # more than SQLite's integers hold
+        with self._connection:
+            if fee_tx:
+                self._connection.execute("INSERT OR IGNORE INTO fees VALUES (?, ?, ?)", (fee_tx, kind, owner))
+            newest = "SELECT sequence, digest FROM records WHERE kind = ? AND owner = ?"
+            signed = self._connection.execute(newest, (kind, owner)).fetchone()
+            paid_for = self._connection.execute("SELECT kind, owner FROM fees WHERE tx = ?", (fee_tx,)).fetchone()
+            if fee_tx and paid_for != (kind, owner):
+                raise EndorsementRefused(f"transaction 0x{fee_tx.hex()} has paid for another record")
+            if not fee_tx and signed is None:
+                raise EndorsementRefused(
+                    f"no earlier version of this {kind} was signed here: name the transaction that has paid its fee"
+                )
+            if signed is not None and (signed[0] > place or (signed[0] == place and signed[1] != digest)):
+                at = int.from_bytes(signed[0], "big")
+                raise EndorsementRefused(
+                    f"version {at} of this {kind} was signed already; sequence {sequence} must be higher than that"
+                )
+            self._connection.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?)", (kind, owner, place, digest))

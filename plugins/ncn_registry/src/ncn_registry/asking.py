@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import grpc
 
@@ -19,7 +19,18 @@ from ncn_framework.wire.grpc_errors import error_from_rpc
 from ncn_framework.wire.registry_pb2_grpc import P2PRegistryServiceStub
 
 from .config import LOCAL, RegistrySettings
-from .forms import NodeForm, PeerForm, RecordForm, node_form, peer_form, record_form
+from .forms import (
+    NodeForm,
+    PeerForm,
+    RecordForm,
+    ReputationForm,
+    ValidatorForm,
+    node_form,
+    peer_form,
+    record_form,
+    reputation_form,
+    validator_form,
+)
 
 __all__ = ["Asked"]
 
@@ -37,7 +48,7 @@ class Asked:
     target: str
 
     @classmethod
-    def of(cls, config: Config, address: str | None) -> Asked:
+    def of(cls, config: Config, address: str | None) -> Self:
         """Return the registry at ``address``, or else the one of the settings.
 
         Raises:
@@ -56,6 +67,28 @@ class Asked:
         """Return the registries that it is connected to."""
         with self._stub() as stub:
             return [peer_form(peer) for peer in stub.ListPeers(mpb.Empty(), timeout=_LIMIT_S)]
+
+    def validators(self) -> list[ValidatorForm]:
+        """Return the validators of the current epoch."""
+        with self._stub() as stub:
+            return [validator_form(one) for one in stub.ListValidators(pb.ListRequest(), timeout=_LIMIT_S)]
+
+    def reputations(self, account: bytes = b"") -> list[ReputationForm]:
+        """Return the reputation of one account, or of all that are known.
+
+        Raises:
+            UnknownNode: nothing is known of this one.
+        """
+        with self._stub() as stub:
+            if account:
+                return [reputation_form(stub.GetReputation(mpb.WalletAddress(address=account), timeout=_LIMIT_S))]
+            found: list[ReputationForm] = []
+            while True:
+                after = found[-1].account if found else ""
+                page = list(map(reputation_form, stub.ListReputations(pb.ListRequest(after=after), timeout=_LIMIT_S)))
+                if not page:
+                    return found
+                found += page
 
     def records(self, kind: str | None) -> list[RecordForm]:
         """Return the records that it shows, of a kind or all."""

@@ -8,30 +8,33 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from ncn_framework import digests
 from ncn_framework.errors import CapacityError, ConfigError, NcnError, ReplayConflict, UnknownNode
 from ncn_framework.models import Event, Record
+from ncn_framework.payments import Quorum
 from ncn_framework.signing import address_hex
+from ncn_framework.statements import Evidence, Statement
 from ncn_framework.states import TERMINAL, State
 from ncn_framework.wire import messages_pb2 as mpb
 from ncn_framework.wire import registry_pb2 as pb
 from ncn_framework.wire.convert import record_from_pb, record_to_pb
-from ncn_framework.wire.convert_records import GATEWAY, GatewayInfo, gateway_record, heartbeat_record, host_and_port
+from ncn_framework.wire.convert_records import GATEWAY, GatewayInfo, gateway_record, host_and_port
 from ncn_framework.wire.grpc_errors import error_from_rpc
-from ncn_framework.wire.registry_pb2_grpc import P2PRegistryServiceStub
 
 from . import __version__
+from .channel import connected
 from .config import LOCAL, RegistrySettings
+from .endorsing import ENDORSED, Endorser
 from .known import Known
 from .presence import MISSED
 from .records import NODE, Bounds, Judge, withdrawal
+from .sealing import heartbeat, sealed
+from .subnets_heard import SubnetsHeard
 
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute
@@ -46,15 +49,6 @@ _EVERY_ADDRESS = ("0.0.0.0", "[::]")
 _CALL_S = 5.0
 _LEAVE_S = 1.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
-
-CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", 4 << 20),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-)
 
 _BELIEVED = Bounds(payload_bytes=1 << 20, lifetime_ms=2**62)
 """Size and lifetime of records are the registry's to bound."""
@@ -84,6 +78,7 @@ class RegistryClient:
         self._more = asyncio.Event()
         self._interval_s = self.settings.heartbeat_interval_ms / 1000
         self._in_flight = 0
+        self._endorser = Endorser(node, self.target, self.settings.limits)
 
     # --- hooks ---
 
@@ -92,6 +87,22 @@ class RegistryClient:
         if self.target and record.owner == self.node.signer.address:
             self._own[record.kind] = self._unsaid[record.kind] = record
             self._more.set()
+
+    def endorse(self, statement: Statement) -> Awaitable[Quorum] | None:
+        """Have validators sign a gateway's statement, or that of a node that settles itself; without a registry,
+        decline."""
+        asked = bool(self.target) and isinstance(statement, ENDORSED)
+        return self._endorser.endorse(statement) if asked else None
+
+    def inspect(self, statement: Statement, evidence: Mapping[bytes, Evidence]) -> None:
+        """Validators of a gateway's process check by themselves what they can."""
+
+    def stand(self, account: bytes, out: bool, reason: str) -> None:
+        """Note whom a gateway may give no work, for those who ask it; its router heeds that by itself."""
+        if out:
+            self.known.out[account] = reason
+        else:
+            self.known.out.pop(account, None)
 
     def event(self, event: Event) -> None:
         """Count the requests that run here."""
@@ -119,9 +130,11 @@ class RegistryClient:
         except ValueError as cause:
             raise ConfigError(f"setting registry.grpc_addr (REGISTRY_GRPC_ADDR): {cause}") from cause
         self.node.endpoints["registry"] = self.target
-        async with grpc.aio.insecure_channel(self.target, options=CHANNEL_OPTIONS) as channel:
-            stub = cast(Any, P2PRegistryServiceStub(channel))  # its type is the synchronous one
+        async with connected(self.target) as stub:
+            self._endorser.stub = stub
             parts: list[Callable[[Any], Awaitable[None]]] = [self._say, self._beat, self._watch]
+            if self.node.role == "compute":
+                parts.append(SubnetsHeard(self.node, self._judge()).watch)
             tasks = [asyncio.create_task(self._keep(part, stub)) for part in parts]
             if self.node.role == "gateway":
                 tasks.append(asyncio.create_task(self._announce_gateway()))
@@ -130,6 +143,7 @@ class RegistryClient:
             try:
                 yield
             finally:
+                self._endorser.stub = None
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
@@ -185,11 +199,8 @@ class RegistryClient:
     async def _beat(self, stub: Any) -> None:
         while True:
             if self._own and not self._unsaid:
-                signer, node = self.node.signer, self.node
-                beat = mpb.HeartbeatRequest(
-                    node=signer.address, in_flight=self._in_flight, at_ms=node.lifecycle.clock()
-                )
-                beat.signature = signer.sign(digests.record_digest(node.domain, heartbeat_record(beat))).value
+                node = self.node
+                beat = heartbeat(node.signer, node.domain, node.lifecycle.clock(), self._in_flight)
                 try:
                     self._heed(await stub.UpdateNodeHeartbeat(beat, timeout=_CALL_S))
                 except grpc.aio.AioRpcError as cause:
@@ -237,13 +248,15 @@ class RegistryClient:
                 return
 
     def _signed(self, record: Record) -> Record:
-        digest = digests.record_digest(self.node.domain, record)
-        return replace(record, signature=self.node.signer.sign(digest).value)
+        return sealed(record, self.node.signer, self.node.domain)
 
     # --- what it hears ---
 
+    def _judge(self) -> Judge:
+        return Judge(self.node.domain, self.node.lifecycle.clock, _BELIEVED)
+
     async def _watch(self, stub: Any) -> None:
-        judge = Judge(self.node.domain, self.node.lifecycle.clock, _BELIEVED)
+        judge = self._judge()
         kinds: Sequence[str] = (_WATCHED[self.node.role],)
         call = stub.Watch(pb.WatchRequest(kinds=kinds), wait_for_ready=True)
         try:

@@ -6,6 +6,8 @@ from pydantic import Field, SecretStr
 
 from ncn_framework.config import Names, Settings, known_as
 
+from .limits import Limits
+
 __all__ = ["LOCAL", "MOST_PAYLOAD_BYTES", "RegistrySettings"]
 
 MOST_PAYLOAD_BYTES = 15 << 10
@@ -71,3 +73,23 @@ class RegistrySettings(Settings):
         4 * 3_600_000, ge=60_000, description="How often records are put into the DHT again."
     )
     dht_timeout_ms: int = Field(5_000, gt=0, description="Limit of a look-up in the DHT.")
+    hedge_ms: int = Field(
+        300, gt=0, le=10_000, description="How long a validator may take until another one is asked, too."
+    )
+    validation_timeout_ms: int = Field(
+        8_000, gt=0, le=60_000, description="How long validators may take to sign, or to say why they do not."
+    )
+    repeat_timeout_ms: int = Field(
+        20_000, gt=0, le=300_000, description="The same, where they are shown answers and execute requests again."
+    )
+    sample_rate: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="Share of the requests to be shown and executed again, before this registry's validators sign.",
+    )
+
+    @property
+    def limits(self) -> Limits:
+        """How long validators are waited for."""
+        return Limits(self.validation_timeout_ms / 1000, self.repeat_timeout_ms / 1000, self.hedge_ms / 1000)

@@ -12,13 +12,21 @@ from ncn_framework.models import Record
 from ncn_framework.signing import load_or_create_signer
 from ncn_framework.wire.convert_records import host_and_port
 
-__all__ = ["REGISTRY", "RegistryInfo", "peer_key", "registry_info_from_record", "registry_record"]
+__all__ = [
+    "LONGEST",
+    "MOST_ADDRESSES",
+    "REGISTRY",
+    "RegistryInfo",
+    "peer_key",
+    "registry_info_from_record",
+    "registry_record",
+]
 
 REGISTRY = "registry"
 """Kind of a registry's record."""
 
-_MOST_ADDRESSES = 16
-_LONGEST = 256  # characters of a peer id or multiaddress
+MOST_ADDRESSES = 16
+LONGEST = 256  # characters of a peer id or multiaddress
 
 
 @dataclass(frozen=True)
@@ -67,8 +75,8 @@ def registry_info_from_record(record: Record) -> RegistryInfo:
     try:
         payload = _decoder.decode(record.payload)
         host_and_port(payload.grpc_addr)
-        if len(payload.multiaddrs) > _MOST_ADDRESSES or any(
-            not text or len(text) > _LONGEST for text in (payload.peer_id, *payload.multiaddrs)
+        if len(payload.multiaddrs) > MOST_ADDRESSES or any(
+            not text or len(text) > LONGEST for text in (payload.peer_id, *payload.multiaddrs)
         ):
             raise ValueError("it has too many addresses, or an empty or too long one")
     except (msgspec.DecodeError, ValueError) as cause:

@@ -32,11 +32,15 @@ class Known:
     Args:
         clock: milliseconds since the epoch.
         fresh_ms: how long after it was heard somebody is taken for alive: a registry that is away says nothing.
+
+    Attributes:
+        out: accounts that may be given no work, and why.
     """
 
     def __init__(self, clock: Callable[[], int], fresh_ms: int) -> None:
         self._all: dict[bytes, Acquaintance] = {}
         self._clock, self._fresh_ms = clock, fresh_ms
+        self.out: dict[bytes, str] = {}
 
     def __len__(self) -> int:
         return len(self._all)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from ncn_framework.models import Event, Record
     from ncn_framework.node import Node
+    from ncn_framework.payments import Quorum
+    from ncn_framework.statements import Evidence, Statement
 
     from .client import RegistryClient
     from .config import RegistrySettings
@@ -44,6 +46,18 @@ class Plugin:
     def ncn_register(self, record: Record) -> Awaitable[None] | None:
         return self.part.register(record)
 
+    @hookimpl(tryfirst=True)  # where there is a registry, its committee is asked, and not who is at hand
+    def ncn_endorse(self, statement: Statement) -> Awaitable[Quorum] | None:
+        return self.part.endorse(statement)
+
+    @hookimpl
+    def ncn_inspect(self, statement: Statement, evidence: Mapping[bytes, Evidence]) -> Awaitable[None] | None:
+        return self.part.inspect(statement, evidence)
+
+    @hookimpl
+    def ncn_standing(self, account: bytes, out: bool, reason: str) -> None:
+        self.part.stand(account, out, reason)
+
     @hookimpl
     def ncn_event(self, event: Event) -> None:
         self.part.event(event)
@@ -65,5 +79,6 @@ class Plugin:
     @hookimpl
     def ncn_commands(self) -> Iterable[click.Command]:
         from .commands import node, registry
+        from .commands_subnet import subnet
 
-        return (registry, node)
+        return (registry, node, subnet)

@@ -14,11 +14,29 @@ from ncn_framework.signing import address_hex, check_signature
 from ncn_framework.wire import messages_pb2 as pb
 from ncn_framework.wire.convert import node_info_from_record, record_from_pb, record_to_pb
 from ncn_framework.wire.convert_records import GATEWAY, gateway_info_from_record, heartbeat_record
+from ncn_framework.wire.convert_subnets import (
+    ENDORSED_SUBNET,
+    MEMBERSHIP,
+    endorsed_from_record,
+    membership_from_record,
+)
 
 from .config import MOST_PAYLOAD_BYTES
 from .identity import REGISTRY, registry_info_from_record
+from .validators import VALIDATOR, validator_info_from_record
 
-__all__ = ["KINDS", "NODE", "Bounds", "Judge", "dht_key", "is_withdrawal", "models_of", "to_bytes", "withdrawal"]
+__all__ = [
+    "KINDS",
+    "NODE",
+    "Bounds",
+    "Judge",
+    "dht_key",
+    "is_withdrawal",
+    "models_of",
+    "subnets_of",
+    "to_bytes",
+    "withdrawal",
+]
 
 NODE = "node"
 """Kind of a compute node's record."""
@@ -32,16 +50,30 @@ class Kind:
         place: its part of a key in the DHT. A key has at most 50 bytes with its leading slash, of which the
             owner's address takes 40, so that a place has four.
         check: raises MalformedRequest unless a record's payload is what it should be.
+        shows_life: a new one shows that its owner is alive, because the owner's process signs and publishes it.
+        endorsed: it is kept and shown only once a quorum's signatures in it were checked, and then whether its owner
+            is alive or not.
+        lifetime_ms: farthest expiry from now, where it lies beyond that of others.
     """
 
     place: str
     check: Callable[[Record], object]
+    shows_life: bool = True
+    endorsed: bool = False
+    lifetime_ms: int = 0
+
+
+_YEAR_MS = 366 * 86_400_000
+"""How long a subnet, and a membership, may count: people renew them, not processes."""
 
 
 KINDS = {
     NODE: Kind("node", node_info_from_record),
     GATEWAY: Kind("gate", gateway_info_from_record),
     REGISTRY: Kind("peer", registry_info_from_record),
+    VALIDATOR: Kind("vali", validator_info_from_record),
+    ENDORSED_SUBNET: Kind("subn", endorsed_from_record, shows_life=False, endorsed=True, lifetime_ms=_YEAR_MS),
+    MEMBERSHIP: Kind("memb", membership_from_record, shows_life=False, lifetime_ms=_YEAR_MS),
 }
 
 _PREFIX = "ncn"
@@ -99,9 +131,10 @@ class Judge:
             raise RequestTooLarge(f"{what} has {len(record.payload)} bytes; at most {bounds.payload_bytes}")
         if record.expires_ms <= now:
             raise DeadlineExpired(f"{what} expired at {record.expires_ms} ms; now is {now} ms: sign a fresh one")
-        if record.expires_ms > now + bounds.lifetime_ms + bounds.skew_ms:
+        lifetime_ms = max(bounds.lifetime_ms, KINDS[record.kind].lifetime_ms)
+        if record.expires_ms > now + lifetime_ms + bounds.skew_ms:
             raise MalformedRequest(
-                f"{what} expires at {record.expires_ms} ms, more than {bounds.lifetime_ms} ms from now; "
+                f"{what} expires at {record.expires_ms} ms, more than {lifetime_ms} ms from now; "
                 "sign one that expires sooner"
             )
         if record.sequence <= newest:
@@ -188,3 +221,10 @@ def models_of(record: Record) -> frozenset[bytes]:
         return frozenset()
     info: NodeInfo = node_info_from_record(record)
     return frozenset(manifest.digest for manifest in info.models)
+
+
+def subnets_of(record: Record) -> frozenset[bytes]:
+    """Return the owners of the subnets that a checked membership names; none for another kind."""
+    if record.kind != MEMBERSHIP or is_withdrawal(record):
+        return frozenset()
+    return frozenset(membership_from_record(record))

@@ -4,34 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from ncn_framework import digests
-from ncn_framework.errors import ConfigError, NcnError
+from ncn_framework.errors import ConfigError, EndorsementRefused, NcnError
 from ncn_framework.models import Event, Record
-from ncn_framework.signing import Signer, address_hex
-from ncn_framework.wire import messages_pb2 as mpb
+from ncn_framework.payments import Quorum
+from ncn_framework.signing import address_hex
+from ncn_framework.statements import Evidence, PerformancesStatement, Statement, SubnetStatement
 from ncn_framework.wire import registry_pb2 as pb
-from ncn_framework.wire.convert_records import heartbeat_record, host_and_port
+from ncn_framework.wire.convert_records import host_and_port
 from ncn_framework.wire.registry_pb2_grpc import add_P2PRegistryServiceServicer_to_server
 
 from . import __version__
+from .anchors import Anchors, speakers_of
+from .collector import Collector
 from .config import RegistrySettings
+from .contradictions import Contradictions
 from .dht import Dht
+from .disputes import Disputes
 from .gossip import INTERVAL_S, Gossip
 from .identity import REGISTRY, RegistryInfo, peer_key, registry_info_from_record, registry_record
+from .inspection import Inspector
+from .limits import MOST_BYTES
+from .noticeboard import NOTICES, Noticeboard
+from .performances import Performances
 from .presence import MISSED, Presence
 from .records import Bounds, Judge, withdrawal
+from .reputations import Reputations
 from .roll import Roll
+from .sealing import heartbeat, sealed
 from .service import RegistryService
+from .size_limit import SizeLimit
+from .speakers import Speakers
 from .store import RecordStore
+from .subnets import Subnets
+from .tallies import Tallies
 from .watching import Watchers
 
 if TYPE_CHECKING:
@@ -47,8 +60,17 @@ log = logging.getLogger(__name__)
 
 _MOST_CALLS = 1_024
 """Calls at once, beside those who watch; gRPC refuses more with RESOURCE_EXHAUSTED."""
+_LARGE = ("RequestPreprocessingValidation", "RequestCompletionValidation", "RequestBatchValidation")
+"""Methods whose requests may be as large as a statement with its evidence."""
+_PATIENCE = 0.75
+"""Part of the time limit of statements with answers that inspecting them may take."""
+_LOOK = 5
+"""Heartbeats' intervals between two looks at whether an epoch is over."""
 _TICKS = 20
 """How often time is looked at, in parts of a heartbeat's interval."""
+
+_LOOKS_AROUND = 15
+"""How often a registry looks whether it is in the network, in heartbeats."""
 
 SwarmMaker = Callable[..., "Swarm"]
 
@@ -66,6 +88,13 @@ class Registry:
         self.settings = node.settings(RegistrySettings)
         self._make_swarm = make_swarm
         self.roll: Roll | None = None
+        self.subnets: Subnets | None = None
+        self.collector: Collector | None = None
+        self.inspector: Inspector | None = None
+        self.performances: Performances | None = None
+        self.reputations: Reputations | None = None
+        self._out: dict[bytes, str] = {}
+        self._ever_out: set[bytes] = set()
         self._own: Record | None = None
 
     @asynccontextmanager
@@ -87,8 +116,20 @@ class Registry:
             presence = Presence(MISSED * settings.heartbeat_interval_ms / 1000, loop.time, clock)
             watchers = Watchers(settings.max_watchers, settings.watcher_backlog)
             roll = self.roll = Roll(store, judge, presence, watchers, clock)
+            for account, reason in self._out.items():  # heard of before there was a roll
+                roll.stand(account, True, reason)
+            tallies = await stack.enter_async_context(Tallies(node.home / "tallies.db", node.domain))
+            contradictions = Contradictions(node.home / "contradictions.db", node)
+            await stack.enter_async_context(contradictions.running())
+            look_s = _LOOK * settings.heartbeat_interval_ms / 1000
+            reputations = self.reputations = Reputations(node, tallies, look_s)
+            for account in self._ever_out:
+                reputations.slashed(account)
+            roll.reputation = reputations.of_node
             dht: Dht
             gossip: Gossip
+            board: Noticeboard
+            collector: Collector
             make_swarm = self._make_swarm
             if make_swarm is None:
                 make_swarm = await asyncio.to_thread(_load_swarm)
@@ -97,14 +138,27 @@ class Registry:
                 [listen],
                 announce=settings.announce,
                 bootstrap=settings.bootstrap,
-                heard=lambda topic, data, peer: gossip.heard(topic, data, peer),
+                heard=lambda topic, data, peer: (
+                    board.heard(data, peer) if topic == NOTICES else gossip.heard(topic, data, peer)
+                ),
                 stored=lambda key, value: dht.stored(key, value),
                 validate=judge.sequence,
-                admit=lambda topic, data, peer: gossip.admit(topic, data, peer),
+                admit=lambda topic, data, peer: (
+                    board.admit(data) if topic == NOTICES else gossip.admit(topic, data, peer)
+                ),
+                asked=lambda question, peer: collector.answer(question, peer),
             )
             dht = Dht(swarm, roll, settings.dht_renew_interval_ms / 1000, settings.dht_timeout_ms / 1000)
             gossip = Gossip(swarm, roll, dht, min(INTERVAL_S, settings.heartbeat_interval_ms / 2000))
-            for part in (swarm, dht, gossip):
+            subnets = self.subnets = Subnets(roll, dht.find, node.validation.epoch, node.validation.endorse)
+            interval_s = settings.heartbeat_interval_ms / 1000
+            speakers = Speakers(node, roll, dht, swarm, settings.record_lifetime_ms, interval_s)
+            board = Noticeboard(node, swarm, tallies, settings.max_skew_ms, signed=contradictions.note)
+            self.collector = collector = Collector(
+                node, speakers.of, swarm, settings.limits, contradictions, board.told
+            )
+            performances = self.performances = Performances(node, tallies, collector.endorse, look_s)
+            for part in (subnets, swarm, dht, gossip, board):
                 await stack.enter_async_context(part)
 
             def published(record: Record) -> None:
@@ -112,9 +166,22 @@ class Registry:
                 dht.put(record)
 
             roll.published = published
-            # what it does not have answers UNIMPLEMENTED: the generated class does so, whatever its type says
-            service = RegistryService(  # type: ignore[abstract]
-                roll, dht, lambda: _peers(swarm, roll), settings.heartbeat_interval_ms
+            disputes = Disputes(node.home / "disputes.db", node, collector.endorse)
+            await stack.enter_async_context(disputes.running())
+            patience_s = _PATIENCE * settings.limits.repeat_s
+            self.inspector = inspector = Inspector(
+                node, roll, settings.sample_rate, patience_s, disputes.begin, disputes.wrong()
+            )
+            stack.push_async_callback(inspector.close)
+            service = RegistryService(
+                roll,
+                dht,
+                lambda: _peers(swarm, roll),
+                settings.heartbeat_interval_ms,
+                subnets,
+                collector,
+                speakers,
+                reputations,
             )
             bound = await stack.enter_async_context(self._grpc(service, watchers))
             announced = settings.announce_grpc_addr or bound
@@ -126,9 +193,10 @@ class Registry:
             node.endpoints["grpc"] = bound
             for address in swarm.addresses:
                 node.endpoints["p2p"] = address
-            tasks = [
-                asyncio.create_task(part) for part in (self._tick(roll), self._beat(roll, info), swarm.wait_down())
-            ]
+            anchors = Anchors(node, roll, swarm, _LOOKS_AROUND * interval_s)
+            kept = (speakers.keep(), performances.keep(), reputations.keep(), anchors.keep())
+            parts = (self._tick(roll), self._beat(roll, info), *kept, swarm.wait_down())
+            tasks = [asyncio.create_task(part) for part in parts]
             for task in tasks:
                 task.add_done_callback(self._ended)
             try:
@@ -138,6 +206,7 @@ class Registry:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
                 watchers.drain()
+                speakers.leave()
                 self._leave(roll)
                 with suppress(TimeoutError):  # the last word to the others, if they take it at once
                     await asyncio.wait_for(gossip.flush(), 1)
@@ -153,7 +222,7 @@ class Registry:
         known = self.roll.store.get(REGISTRY, info.registry) if self.roll is not None else None
         sequence = now if known is None else max(now, known.record.sequence + 1)
         unsigned = registry_record(info, sequence, now + self.settings.record_lifetime_ms)
-        self._own = _signed(unsigned, self.node)
+        self._own = sealed(unsigned, self.node.signer, self.node.domain)
         await self.node.lifecycle.register(self._own)
 
     def event(self, event: Event) -> None:
@@ -163,6 +232,38 @@ class Registry:
         """A registry serves no HTTP."""
         return ()
 
+    def endorse(self, statement: Statement) -> Awaitable[Quorum] | None:
+        """Have validators sign a statement of this process."""
+        return None if self.collector is None else self.collector.endorse(statement)
+
+    async def inspect(self, statement: Statement, evidence: Mapping[bytes, Evidence]) -> None:
+        """Raise unless this registry knows nothing against a statement.
+
+        Raises:
+            EndorsementRefused: what is wrong, or which answers are wanted.
+        """
+        if self.inspector is None or self.subnets is None or self.performances is None:
+            raise EndorsementRefused("this registry is not up yet; ask again soon")
+        match statement:
+            case SubnetStatement():
+                await self.subnets.inspect(statement)
+            case PerformancesStatement():
+                await self.performances.inspect(statement)
+            case _:
+                await self.inspector.inspect(statement, evidence)
+
+    def stand(self, account: bytes, out: bool, reason: str) -> None:
+        """Hide a node that may be given no work, or show it again."""
+        self._ever_out.add(account)
+        if self.reputations is not None:
+            self.reputations.slashed(account)
+        if out:
+            self._out[account] = reason
+        else:
+            self._out.pop(account, None)
+        if self.roll is not None:
+            self.roll.stand(account, out, reason)
+
     def register(self, record: Record) -> asyncio.Future[None] | None:
         """Take a record that this process made."""
         return None if self.roll is None else self.roll.put(record, direct=True, alive=True)
@@ -170,16 +271,15 @@ class Registry:
     def _leave(self, roll: Roll) -> None:
         if self._own is not None:
             with suppress(NcnError):
-                record = _signed(withdrawal(self._own, self.node.lifecycle.clock()), self.node)
+                gone = withdrawal(self._own, self.node.lifecycle.clock())
+                record = sealed(gone, self.node.signer, self.node.domain)
                 roll.put(record, direct=True, alive=False).add_done_callback(lambda written: written.exception())
 
     async def _beat(self, roll: Roll, info: RegistryInfo) -> None:
         interval_s, clock = self.settings.heartbeat_interval_ms / 1000, self.node.lifecycle.clock
         while True:
-            message = mpb.HeartbeatRequest(node=info.registry, at_ms=clock())
-            message.signature = sign_heartbeat(message, self.node.signer, self.node)
             with suppress(NcnError):  # the clock was set back; the next one is newer
-                roll.beat(message, direct=True)
+                roll.beat(heartbeat(self.node.signer, self.node.domain, clock()), direct=True)
             await asyncio.sleep(interval_s)
             if self._own is None or self._own.expires_ms - clock() < self.settings.record_lifetime_ms / 2:
                 await self._announce(info)
@@ -196,12 +296,13 @@ class Registry:
         address = self.settings.grpc_listen_addr
         server = grpc.aio.server(
             options=[
-                ("grpc.max_receive_message_length", 4 * self.settings.max_record_bytes),
+                ("grpc.max_receive_message_length", MOST_BYTES),
                 ("grpc.so_reuseport", 0),
                 ("grpc.keepalive_time_ms", 20_000),
                 ("grpc.keepalive_timeout_ms", 10_000),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
             ],
+            interceptors=[SizeLimit(4 * self.settings.max_record_bytes, _LARGE)],
             maximum_concurrent_rpcs=self.settings.max_watchers + _MOST_CALLS,
         )
         add_P2PRegistryServiceServicer_to_server(service, server)
@@ -237,22 +338,14 @@ def _load_swarm() -> SwarmMaker:
 def _peers(swarm: Swarm, roll: Roll) -> Sequence[pb.RegistryPeer]:
     """Return the connected peers, each with the registry that says it is this peer."""
     said = {info.peer_id: info for info in map(registry_info_from_record, roll.shown((REGISTRY,)))}
-    found = []
+    found, speaking = [], speakers_of(roll)
     for peer in swarm.peers():
-        message = pb.RegistryPeer(peer_id=peer.peer_id, multiaddrs=peer.addresses)
+        validators = speaking.get(peer.peer_id, ())
+        message = pb.RegistryPeer(peer_id=peer.peer_id, multiaddrs=peer.addresses, validators=validators)
         if (info := said.get(peer.peer_id)) is not None:
             message.registry, message.grpc_addr, message.software = info.registry, info.grpc_addr, info.software
         found.append(message)
     return found
-
-
-def _signed(record: Record, node: Node) -> Record:
-    return replace(record, signature=node.signer.sign(digests.record_digest(node.domain, record)).value)
-
-
-def sign_heartbeat(message: mpb.HeartbeatRequest, signer: Signer, node: Node) -> bytes:
-    """Return the signature of a heartbeat by its owner."""
-    return signer.sign(digests.record_digest(node.domain, heartbeat_record(message))).value
 
 
 def _own_address(text: str, setting: str) -> None:

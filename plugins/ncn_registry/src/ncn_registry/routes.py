@@ -24,11 +24,12 @@ def node_routes(known: Known) -> Sequence[BaseRoute]:
     """Return the routes of a gateway; without a registry, its list is empty."""
 
     async def nodes(_: Request) -> Response:
-        forms = [_form(one, known.is_alive(one)) for one in islice(known, _MOST)]
+        forms = [_form(one, known) for one in islice(known, _MOST)]
         return Response(msgspec.json.encode(forms), media_type="application/json")
 
     return (Route("/api/v1/nodes", nodes),)
 
 
-def _form(one: Acquaintance, alive: bool) -> NodeForm:
-    return node_form(one.record, node_info_from_record(one.record), one.in_flight, one.heard_ms, alive)
+def _form(one: Acquaintance, known: Known) -> NodeForm:
+    info, out = node_info_from_record(one.record), known.out.get(one.record.owner, "")
+    return node_form(one.record, info, one.in_flight, one.heard_ms, known.is_alive(one), out)

@@ -7,18 +7,24 @@ from typing import Any
 
 import grpc
 
-from ncn_framework.errors import MalformedRequest, NcnError, NoHandlerError, UnknownNode
+from ncn_framework.errors import MalformedRequest, NcnError, UnknownNode
 from ncn_framework.signing import address_hex
 from ncn_framework.wire import messages_pb2 as mpb
 from ncn_framework.wire import registry_pb2 as pb
 from ncn_framework.wire.convert import record_from_pb, record_to_pb
 from ncn_framework.wire.convert_payments import sized
 from ncn_framework.wire.grpc_errors import abort
-from ncn_framework.wire.registry_pb2_grpc import P2PRegistryServiceServicer
 
+from .collector import Collector
 from .dht import Dht
 from .records import KINDS, NODE, is_withdrawal
+from .reputation_service import ReputationService
+from .reputations import Reputations
 from .roll import Roll
+from .speakers import Speakers
+from .subnets import Subnets
+from .subnets_service import SubnetService
+from .validation_service import ValidationService
 
 __all__ = ["RegistryService"]
 
@@ -28,7 +34,7 @@ _MOST_NODES = 10_000
 """Nodes that one DiscoverNodes names, where it gives no limit or a higher one."""
 
 
-class RegistryService(P2PRegistryServiceServicer):
+class RegistryService(SubnetService, ValidationService, ReputationService):
     """What gateways and compute nodes call.
 
     Args:
@@ -36,12 +42,25 @@ class RegistryService(P2PRegistryServiceServicer):
         dht: where nodes are looked for that the roll does not have.
         peers: returns the registries that this one is connected to.
         heartbeat_interval_ms: how often owners of records shall be heard of.
+        subnets: that are known.
+        collector: asks validators.
+        speakers: knows who speaks for them.
+        reputations: of validators and nodes.
     """
 
     def __init__(
-        self, roll: Roll, dht: Dht, peers: Callable[[], Sequence[pb.RegistryPeer]], heartbeat_interval_ms: int
+        self,
+        roll: Roll,
+        dht: Dht,
+        peers: Callable[[], Sequence[pb.RegistryPeer]],
+        heartbeat_interval_ms: int,
+        subnets: Subnets,
+        collector: Collector,
+        speakers: Speakers,
+        reputations: Reputations,
     ) -> None:
-        self.roll, self.dht, self.peers = roll, dht, peers
+        self.roll, self.dht, self.peers, self.subnets = roll, dht, peers, subnets
+        self.collector, self.speakers, self.reputations = collector, speakers, reputations
         self.heartbeat_interval_ms = heartbeat_interval_ms
 
     async def RegisterNode(self, request: mpb.NodeInfo, context: _Context) -> mpb.Ack:  # noqa: N802 - gRPC's name
@@ -82,15 +101,14 @@ class RegistryService(P2PRegistryServiceServicer):
     async def DiscoverNodes(  # noqa: N802
         self, request: pb.DiscoverNodesRequest, context: _Context
     ) -> AsyncIterator[mpb.NodeInfo]:
-        """Stream the nodes that are alive: those that serve a model, or all."""
+        """Stream the nodes that are alive: of all, or those that serve a model and have joined a subnet."""
         try:
-            if request.subnet:
-                raise NoHandlerError("this registry keeps no subnets; leave subnet empty")
+            subnet = (await self.subnets.find(request.subnet)).subnet.owner if request.subnet else b""
             model = sized(request.model, 32, "model") if request.model else b""
         except NcnError as error:
             await abort(context, error)
         left = min(request.limit or _MOST_NODES, _MOST_NODES)
-        for record in self.roll.nodes(model):
+        for record in self.roll.nodes(model, subnet):
             if left == 0:
                 return
             left -= 1
@@ -108,15 +126,20 @@ class RegistryService(P2PRegistryServiceServicer):
         return self.roll.info(record)
 
     async def Watch(self, request: pb.WatchRequest, context: _Context) -> AsyncIterator[pb.WatchEvent]:  # noqa: N802
-        """Stream the records of all who are alive, then ``synced``, then every change."""
+        """Stream the records of all who are alive, then ``synced``, then every change; of all, or of a subnet: its
+        own, its gateways' and its members'."""
         try:
-            if request.subnet:
-                raise NoHandlerError("this registry keeps no subnets; leave subnet empty")
+            subnet = (await self.subnets.find(request.subnet)).subnet.owner if request.subnet else b""
             if unknown := [kind for kind in request.kinds if kind not in KINDS]:
                 raise MalformedRequest(f"records of kind {unknown[0][:32]!r} are unknown; known: {', '.join(KINDS)}")
-            with self.roll.watchers.joined(request.kinds) as watcher:
+
+            def within(owner: bytes) -> bool:
+                return not subnet or self.subnets.belongs(subnet, owner)
+
+            with self.roll.watchers.joined(request.kinds, subnet, within) as watcher:
                 for record in self.roll.shown(request.kinds):
-                    yield pb.WatchEvent(put=record_to_pb(record))
+                    if within(record.owner):
+                        yield pb.WatchEvent(put=record_to_pb(record))
                 yield pb.WatchEvent(synced=mpb.Empty())
                 while True:
                     yield await watcher.next()

@@ -69,6 +69,7 @@ class RecordStore:
         self._max_records, self._max_bytes = max_records, max_bytes
         self._kept: dict[Key, Kept] = {}
         self._kinds: dict[bytes, set[str]] = {}
+        self._owners: dict[str, dict[bytes, None]] = {}
         self._bytes = 0
         self._ends: list[tuple[int, Key, int]] = []  # heap of expiries: when, whose, which sequence (0: of keeping)
         self._writer = GroupCommit[Kept | Key]("records", self._write, checkpoint=self._checkpoint)
@@ -97,6 +98,10 @@ class RecordStore:
     def of(self, owner: bytes) -> list[Kept]:
         """Return all records of an owner."""
         return [self._kept[kind, owner] for kind in sorted(self._kinds.get(owner, ()))]
+
+    def of_kind(self, kind: str) -> list[Kept]:
+        """Return all records of a kind."""
+        return [self._kept[kind, owner] for owner in self._owners.get(kind, ())]
 
     def all(self) -> list[Kept]:
         """Return every record."""
@@ -147,6 +152,7 @@ class RecordStore:
         self._bytes += len(record.payload) - (0 if known is None else len(known.record.payload))
         self._kept[key] = kept
         self._kinds.setdefault(record.owner, set()).add(record.kind)
+        self._owners.setdefault(record.kind, {})[record.owner] = None
         heapq.heappush(self._ends, (record.expires_ms, key, record.sequence))
         if kept.keep_until_ms > record.expires_ms:
             heapq.heappush(self._ends, (kept.keep_until_ms, key, 0))
@@ -156,6 +162,7 @@ class RecordStore:
         self._bytes -= len(kept.record.payload)
         kinds = self._kinds[key[1]]
         kinds.discard(key[0])
+        self._owners[key[0]].pop(key[1], None)
         if not kinds:
             del self._kinds[key[1]]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from ncn_framework.errors import Draining, NcnError, NoCapacity
@@ -12,23 +12,31 @@ from ncn_framework.wire import registry_pb2 as pb
 
 __all__ = ["Watcher", "Watchers"]
 
+Within = Callable[[bytes], bool]
+
+
+def _anybody(owner: bytes) -> bool:
+    return True
+
 
 class Watcher:
     """One who watches.
 
     Attributes:
         kinds: of records that it asked for; empty: all.
+        subnet: owner of the subnet whose records it asked for; empty: all.
     """
 
-    def __init__(self, kinds: frozenset[str], backlog: int) -> None:
-        self.kinds, self._backlog = kinds, backlog
+    def __init__(self, kinds: frozenset[str], backlog: int, subnet: bytes = b"", within: Within = _anybody) -> None:
+        self.kinds, self.subnet = kinds, subnet
+        self._backlog, self._within = backlog, within
         self._waiting: deque[pb.WatchEvent] = deque()
         self._more = asyncio.Event()
         self._end: NcnError | None = None
 
-    def wants(self, kind: str) -> bool:
-        """Return whether it asked for records of this kind."""
-        return not self.kinds or kind in self.kinds
+    def wants(self, kind: str, owner: bytes | None = None) -> bool:
+        """Return whether it asked for records of this kind, and of this owner."""
+        return (not self.kinds or kind in self.kinds) and (owner is None or self._within(owner))
 
     def tell(self, event: pb.WatchEvent) -> None:
         """Send an event after those that wait; where too many do, end the watch."""
@@ -76,25 +84,33 @@ class Watchers:
         return len(self._all)
 
     @contextmanager
-    def joined(self, kinds: Iterable[str]) -> Iterator[Watcher]:
+    def joined(self, kinds: Iterable[str], subnet: bytes = b"", within: Within = _anybody) -> Iterator[Watcher]:
         """Yield a new watcher, which hears of everything until the context is left.
+
+        Args:
+            kinds: of records; none: all.
+            subnet: owner of a subnet, whose records alone are wanted; empty: all.
+            within: returns whether an address belongs to that subnet now.
 
         Raises:
             NoCapacity: there are too many.
         """
         if len(self._all) >= self._most:
             raise NoCapacity(f"{self._most} watch this registry already; try another one")
-        watcher = Watcher(frozenset(kinds), self._backlog)
+        watcher = Watcher(frozenset(kinds), self._backlog, subnet, within)
         self._all.add(watcher)
         try:
             yield watcher
         finally:
             self._all.discard(watcher)
 
-    def tell(self, event: pb.WatchEvent, kind: str | None = None) -> None:
-        """Tell everybody, or those who want records of ``kind``."""
+    def tell(
+        self, event: pb.WatchEvent, kind: str | None = None, owner: bytes | None = None, subnet: bytes = b""
+    ) -> None:
+        """Tell everybody; or those who want records of ``kind`` and ``owner``; of these, where ``subnet`` is given,
+        those alone who watch that subnet."""
         for watcher in self._all:
-            if kind is None or watcher.wants(kind):
+            if (kind is None or watcher.wants(kind, owner)) and (not subnet or watcher.subnet == subnet):
                 watcher.tell(event)
 
     def drain(self) -> None:

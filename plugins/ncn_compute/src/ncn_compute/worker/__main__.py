@@ -7,9 +7,7 @@ import os
 import socket
 import sys
 import time
-import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -17,10 +15,9 @@ from ncn_compute import landlock, seccomp
 from ncn_framework.errors import NcnError
 from ncn_framework.tensors import pack_tensors
 
-from . import protocol
-
-if TYPE_CHECKING:
-    from .architectures import Architecture
+from . import libraries, protocol
+from .cancellations import Cancellations
+from .model import Model
 
 __all__ = ["main"]
 
@@ -35,26 +32,22 @@ def main(arguments: Sequence[str]) -> None:
     """Run the worker.
 
     Args:
-        arguments: the number of the control socket's descriptor, and the sandbox's mode.
+        arguments: the numbers of the control socket's descriptor and of the pipe's that tells cancellations, the
+            sandbox's mode, and the model's runtime.
     """
-    descriptor, mode = int(arguments[0]), arguments[1]
-    os.closerange(3, descriptor)
-    os.closerange(descriptor + 1, max(1024, descriptor + 2))
+    descriptor, pipe, mode, runtime = int(arguments[0]), int(arguments[1]), arguments[2], arguments[3]
+    first, second = sorted((descriptor, pipe))
+    os.closerange(3, first)
+    os.closerange(first + 1, second)
+    os.closerange(second + 1, max(1024, second + 2))
     control = socket.socket(fileno=descriptor)
+    cancelled = Cancellations(pipe)
     null = os.open(os.devnull, os.O_RDWR)
     walls = []
     if mode != "disabled" and landlock.restrict():  # before libraries start threads, which would escape it
         walls.append("landlock")
 
-    import torch
-
-    torch.set_num_threads(1)
-    torch.set_num_interop_threads(1)
-    warnings.filterwarnings("ignore", message="The given buffer is not writable")
-    from . import architectures  # noqa: F401 - loads the rest of the libraries before the walls go up
-
-    with torch.inference_mode():
-        torch.mm(torch.ones(8, 8), torch.ones(8, 8))
+    with libraries.loaded(runtime):
         for standard in (1, 2):  # a model could fill the owner's pipe, or its disk, with what it writes there
             os.dup2(null, standard)
         os.close(null)
@@ -63,26 +56,23 @@ def main(arguments: Sequence[str]) -> None:
             walls.append("seccomp")
         try:
             control.sendall(protocol.frame(protocol.Started(walls)))
-            _serve(control)
+            _serve(control, cancelled)
         except (BrokenPipeError, ConnectionResetError):
             pass  # the owner is gone
     os._exit(0)  # there is nothing to tidy, and libraries take their time
 
 
-def _serve(control: socket.socket) -> None:
-    from . import architectures
-
+def _serve(control: socket.socket, cancelled: Cancellations) -> None:
     decoder = msgspec.msgpack.Decoder(protocol.OWNER_MESSAGES)
     frames = protocol.FrameBuffer(protocol.MAX_REQUEST_BYTES)
-    model: architectures.Architecture | None = None
+    model: Model | None = None
     gap_s = _BUSY_GAP_S
     while True:
         while (body := frames.next()) is not None:
             message = decoder.decode(body)
             if isinstance(message, protocol.Load):
                 try:
-                    model = architectures.build(message)
-                    model.warm_up()
+                    model = libraries.build(message)
                     reply = protocol.frame(protocol.Loaded())
                 except Exception as error:
                     reply = _failure(0, error)
@@ -92,7 +82,7 @@ def _serve(control: socket.socket) -> None:
             elif model is None:
                 raise RuntimeError("a request came before the model")
             else:
-                control.sendall(_answer(control, model, message))
+                control.sendall(_answer(control, cancelled, model, message))
             del message, body
         frames.shrink()
         # requests that follow each other closely are worth a moment's looking: it saves the system's wake-up
@@ -102,7 +92,7 @@ def _serve(control: socket.socket) -> None:
         gap_s = time.perf_counter() - idle_since
 
 
-def _answer(control: socket.socket, model: Architecture, request: protocol.Request) -> bytearray:
+def _answer(control: socket.socket, cancelled: Cancellations, model: Model, request: protocol.Request) -> bytearray:
     """Execute a request, send all of its pieces but the last, and return the frame that ends it."""
     try:
         results = model.execute(request.inputs, request.parameters)
@@ -110,6 +100,8 @@ def _answer(control: socket.socket, model: Architecture, request: protocol.Reque
             units, tensors = results
             return protocol.frame(protocol.Piece(request.id, units, pack_tensors(tensors), True))
         for units, tensors in results:
+            if request.id in cancelled:
+                break
             control.sendall(protocol.frame(protocol.Piece(request.id, units, pack_tensors(tensors), False)))
         return protocol.frame(protocol.Done(request.id))
     except (BrokenPipeError, ConnectionResetError):

@@ -7,8 +7,8 @@ A safetensors file holds no code, so what runs here is this module and torch.
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,44 +19,32 @@ from torch.nn import functional
 from ncn_framework.errors import ModelError
 from ncn_framework.tensors import Tensor, split_bytes
 
+from .model import Model, Result
 from .protocol import Array, Load, Scalar
 
-__all__ = ["ARCHITECTURES", "Architecture", "BertEmbedding", "Mlp", "Result", "build"]
-
-Result = tuple[int, list[Tensor]]
-"""Cumulative units, and a chunk's output tensors."""
+__all__ = ["ARCHITECTURES", "Architecture", "BertEmbedding", "Mlp", "build"]
 
 _WEIGHTS = "model.safetensors"
 
 
-class Architecture(ABC):
-    """A loaded model.
+class Architecture(Model):
+    """A loaded model with one input and one output.
 
     Args:
         directory: of the model's files.
         parameters: the manifest's.
-        inputs: names of the input tensors.
-        outputs: names of the output tensors.
+        input_: name of the input tensor.
+        output: name of the output tensor.
     """
 
-    def __init__(
-        self, directory: Path, parameters: Mapping[str, Scalar], inputs: Sequence[str], outputs: Sequence[str]
-    ) -> None:
-        self.input = inputs[0]
-        self.output = outputs[0]
+    def __init__(self, directory: Path, parameters: Mapping[str, Scalar], input_: str, output: str) -> None:
+        self.input = input_
+        self.output = output
         self.load(directory, parameters)
 
     @abstractmethod
     def load(self, directory: Path, parameters: Mapping[str, Scalar]) -> None:
         """Read weights and settings; raises ``ModelError``, ``OSError`` or what a parser raises."""
-
-    @abstractmethod
-    def execute(self, inputs: Sequence[Array], parameters: Mapping[str, Scalar]) -> Iterator[Result] | Result:
-        """Return the one result, or an iterator of several. Inputs are what the manifest says."""
-
-    @abstractmethod
-    def warm_up(self) -> None:
-        """Run once, so that the first request is not the slow one."""
 
 
 class Mlp(Architecture):
@@ -186,7 +174,7 @@ def build(load: Load) -> Architecture:
     """Return the loaded model.
 
     Raises:
-        ModelError: the architecture is unknown, or the model's files are not what it needs.
+        ModelError: the architecture is unknown, or the manifest is not what it needs.
     """
     name = load.architecture
     kind = ARCHITECTURES.get(name)
@@ -194,9 +182,4 @@ def build(load: Load) -> Architecture:
         raise ModelError(f"architecture {name!r} is unknown; known: {', '.join(ARCHITECTURES)}")
     if len(load.inputs) != 1 or len(load.outputs) != 1:
         raise ModelError(f"architecture {name!r} has one input and one output; the manifest has others")
-    try:
-        return kind(Path(load.directory), load.parameters, load.inputs, load.outputs)
-    except ModelError:
-        raise
-    except Exception as error:
-        raise ModelError(f"{load.directory} cannot be loaded as {name!r}: {type(error).__name__}: {error}") from error
+    return kind(Path(load.directory), load.parameters, load.inputs[0].name, load.outputs[0].name)

@@ -15,11 +15,15 @@ import os
 import socket
 import time
 from collections.abc import Mapping
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
 from ncn_framework.errors import NcnError
+
+if TYPE_CHECKING:
+    from ncn_framework.models import ModelManifest
 
 __all__ = [
     "MAX_MESSAGE",
@@ -37,8 +41,10 @@ __all__ = [
     "Piece",
     "Request",
     "Scalar",
+    "Spec",
     "Started",
     "frame",
+    "load_message",
 ]
 
 Scalar = bool | int | float | str
@@ -67,14 +73,24 @@ class Array(msgspec.Struct, array_like=True, frozen=True):
     data: memoryview
 
 
+class Spec(msgspec.Struct, array_like=True, frozen=True):
+    """What the manifest says of an input or output: a dimension of -1 may have any size."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
 class Load(msgspec.Struct, array_like=True, tag=1, frozen=True):
-    """Load the model in ``directory``; names and dtypes of inputs and outputs are the manifest's."""
+    """Load the model in ``directory``; everything else is the manifest's, ``files`` the paths that it lists."""
 
     directory: str
+    runtime: str
     architecture: str
     parameters: dict[str, Scalar]
-    inputs: list[str]
-    outputs: list[str]
+    inputs: list[Spec]
+    outputs: list[Spec]
+    files: list[str]
 
 
 class Request(msgspec.Struct, array_like=True, tag=2, frozen=True):
@@ -124,6 +140,19 @@ WORKER_MESSAGES = Started | Loaded | Piece | Done | Failure
 """What a worker sends."""
 
 _encoder = msgspec.msgpack.Encoder()
+
+
+def load_message(directory: Path, manifest: ModelManifest) -> Load:
+    """Return the message that loads the model of ``manifest``, whose files are in ``directory``."""
+    return Load(
+        directory=str(directory),
+        runtime=manifest.runtime,
+        architecture=manifest.architecture,
+        parameters=dict(manifest.parameters),
+        inputs=[Spec(spec.name, spec.dtype, spec.shape) for spec in manifest.inputs],
+        outputs=[Spec(spec.name, spec.dtype, spec.shape) for spec in manifest.outputs],
+        files=[file.path for file in manifest.files],
+    )
 
 
 class FrameError(NcnError):

@@ -44,9 +44,9 @@ def chain_deploy(wallet: str | None, password_file: Path | None, yes: bool, as_j
 
     The chain is that of RPC_URL, or the development network's. Addresses follow from code and parameters, so that a
     second run, or one after a crash, only does what is missing. The parameters are variables: PROPOSERS (who owns
-    the contracts, through the timelock), GUARDIAN, TOKEN_HOLDER, TOKEN_SUPPLY, MIN_STAKE, THRESHOLD and times in
-    seconds: TIMELOCK_DELAY, EPOCH_LENGTH, SNAPSHOT_LIFETIME, DISPUTE_WINDOW, UNBONDING_PERIOD, WITHDRAWAL_DELAY,
-    WITHDRAWAL_WINDOW, MAX_REQUEST_TIME.
+    the contracts, through the timelock), GUARDIAN, TOKEN_HOLDER, TOKEN_SUPPLY, MIN_STAKE, MIN_BOND, THRESHOLD and
+    times in seconds: TIMELOCK_DELAY, EPOCH_LENGTH, SNAPSHOT_LIFETIME, DISPUTE_WINDOW, UNBONDING_PERIOD,
+    WITHDRAWAL_DELAY, WITHDRAWAL_WINDOW, MAX_REQUEST_TIME.
     """
     from ncn_framework.config import Config
     from ncn_framework.signing import address_hex
@@ -151,7 +151,7 @@ def _print(found: Inspection) -> None:
         state = "as built" if row["matches"] else "OTHER CODE" if row["bytes"] else "MISSING"
         click.echo(f"  {name:<20} {row['address']}  {row['bytes']:>6} bytes  {state}")
     for name, value in found.parameters.items():
-        amount = f"{shown_amount(value)} NCN" if name in ("minStake", "totalSupply") else ""
+        amount = f"{shown_amount(value)} NCN" if name in ("minStake", "minBond", "totalSupply") else ""
         click.echo(f"  {name:<20} {amount or (str(value) if name == 'threshold' else f'{value} s')}")
     if found.epoch:
         quorum = f", {found.epoch['quorum']} make a quorum" if "quorum" in found.epoch else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from ..writer import Receipt, TransactionWriter
 from .display import away, ncn, say
 from .opening import opened
 from .payer import client_setting
+from .sending import once, told
 
 __all__ = [
     "Choice",
@@ -60,18 +60,8 @@ async def _acting(config: Config, signer: Signer) -> AsyncIterator[OnChain]:
 
 
 async def _once(chain: OnChain, what: str, send: Callable[[str], Awaitable[Receipt]]) -> Receipt:
-    """Send what is named ``what``, unless it is under way from a run that was interrupted: then wait for that."""
-    prefix = f"{what}:{chain.addresses.payment.hex()}:"
-    receipt = await chain.writer.take_up(prefix)
-    if receipt is not None:
-        say("an earlier run had sent this already; nothing is sent twice")
-        return receipt
-    say("sending the transaction, and waiting until it is final ...")
-    return await send(prefix + secrets.token_hex(8))
-
-
-def _told(receipt: Receipt, what: str) -> None:
-    click.echo(f"{what}; transaction 0x{receipt.hash.hex()}, {receipt.gas_used:,} gas")
+    """Tell the payment contract what is named ``what``."""
+    return await once(chain.writer, chain.addresses.payment, what, send)
 
 
 # --- deposits ---
@@ -89,7 +79,7 @@ async def deposit_into_channel(
             return await chain.fund(key.client, key.signer, key.gateway, amount_wei, name)
 
         receipt = await _once(chain, f"deposit:{key.id.hex()}:{amount_wei}", send)
-        _told(receipt, f"deposited {ncn(amount_wei)}")
+        told(receipt, f"deposited {ncn(amount_wei)}")
         state = await Activity(chain.contracts, payer.address).state(key)
         _show_channel(state)
         if state.unlock_at_s:
@@ -104,7 +94,7 @@ async def deposit_into_account(config: Config, payer: Signer, amount_wei: int) -
             return await chain.fund_account(amount_wei, name)
 
         receipt = await _once(chain, f"deposit-account:{amount_wei}", send)
-        _told(receipt, f"deposited {ncn(amount_wei)}")
+        told(receipt, f"deposited {ncn(amount_wei)}")
         await _show_account(chain, payer)
 
 
@@ -143,7 +133,7 @@ async def withdraw_from_account(config: Config, payer: Signer, amount_wei: int) 
             return await chain.withdraw_account(amount_wei, name)
 
         receipt = await _once(chain, f"withdraw-account:{amount_wei}", send)
-        _told(receipt, f"withdrew {ncn(amount_wei)}")
+        told(receipt, f"withdrew {ncn(amount_wei)}")
         await _show_account(chain, payer)
 
 
@@ -169,7 +159,7 @@ async def _begin(chain: OnChain, activity: Activity, state: ChannelState) -> Non
         return await chain.leave(key.signer, key.gateway, name)
 
     receipt = await _once(chain, f"leave:{key.id.hex()}", send)
-    _told(receipt, f"the withdrawal of {ncn(state.left_wei)} has begun")
+    told(receipt, f"the withdrawal of {ncn(state.left_wei)} has begun")
     state = await activity.state(key)
     _show_channel(state)
     click.echo(f"type the same again from {away(state.unlock_at_s)} on, and before {away(state.lapse_at_s)}")
@@ -195,7 +185,7 @@ async def _finish(chain: OnChain, activity: Activity, state: ChannelState) -> No
             raise locked from error
         raise
     (event,) = chain.contracts.payment.events(receipt.logs, "WithdrawalFinalized")
-    _told(receipt, f"withdrew {ncn(event.arguments['amount'])}")
+    told(receipt, f"withdrew {ncn(event.arguments['amount'])}")
     _show_channel(await activity.state(key))
 
 
@@ -210,7 +200,7 @@ async def keep_channel(config: Config, payer: Signer, choice: Choice) -> None:
             return await chain.stay(key.signer, key.gateway, name)
 
         receipt = await _once(chain, f"stay:{key.id.hex()}", send)
-        _told(receipt, "the channel is kept")
+        told(receipt, "the channel is kept")
         _show_channel(await activity.state(key))
 
 

@@ -100,7 +100,7 @@ def show_ledger(config: Config, role: str, limit: int, as_json: bool) -> None:
     for entry, batch in charges:
         receipt = entry.charge.receipt.receipt
         client, node = address_hex(entry.charge.voucher.client), address_hex(receipt.node)
-        state = "unsettled" if batch is None else f"batch {batch.nonce} {batch.state}"
+        state = _state(batch)
         click.echo(
             f"{at(entry.at_ms // 1000)}  0x{receipt.request_id.hex()[:16]}...  {ncn(receipt.fee_wei):>24}"
             f"  client {client}  node {node}  {state}"
@@ -115,8 +115,15 @@ def show_ledger(config: Config, role: str, limit: int, as_json: bool) -> None:
         say("nothing has been charged yet")
 
 
+def _state(batch: BatchRow | None) -> str:
+    if batch is None:
+        return "unsettled"
+    return f"refused: {batch.detail}" if batch.state == BatchState.REFUSED else f"batch {batch.nonce} {batch.state}"
+
+
 def _charge_json(entry: Entry, batch: BatchRow | None) -> dict[str, Any]:
     charge, receipt = entry.charge, entry.charge.receipt.receipt
+    refused = batch is not None and batch.state == BatchState.REFUSED
     return {
         "at_ms": entry.at_ms,
         "request_id": "0x" + receipt.request_id.hex(),
@@ -126,7 +133,8 @@ def _charge_json(entry: Entry, batch: BatchRow | None) -> dict[str, Any]:
         "node": address_hex(receipt.node),
         "units": receipt.units,
         "fee_wei": str(receipt.fee_wei),
-        "batch": None if batch is None else {"nonce": batch.nonce, "state": str(batch.state)},
+        "batch": None if batch is None or refused else {"nonce": batch.nonce, "state": str(batch.state)},
+        "refused": batch.detail if batch is not None and refused else None,
     }
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .parameters import address_parameter, amount_parameter
 from .payer import wallet_option, wallet_options
 from .running import run
 
@@ -23,34 +24,9 @@ def _gateway(ctx: click.Context, param: click.Parameter, value: str | None) -> b
     if value is None or value.startswith(("http://", "https://")):
         return value
     try:
-        return _address(ctx, param, value)
+        return address_parameter(ctx, param, value)
     except click.BadParameter as error:
         raise click.BadParameter(f"{error.message}; give http://HOST:PORT, https://HOST or an address") from error
-
-
-def _address(ctx: click.Context, param: click.Parameter, value: str | None) -> bytes | None:
-    from ncn_framework.signing import address_from_hex
-
-    try:
-        return None if value is None else address_from_hex(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error), ctx, param) from error
-
-
-def _amount(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    from ncn_framework.payments import MAX_WEI
-
-    from ..amounts import parse_amount
-
-    if value is None:
-        return None
-    try:
-        amount = parse_amount(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error), ctx, param) from error
-    if not 0 < amount <= MAX_WEI:
-        raise click.BadParameter(f"{value!r} is not above 0 and below 2^96 wei", ctx, param)
-    return amount
 
 
 def _config() -> Config:
@@ -60,7 +36,7 @@ def _config() -> Config:
 
 
 _signer = click.option(
-    "--signer", callback=_address, metavar="ADDRESS", help="The session key that signs the channel's vouchers."
+    "--signer", callback=address_parameter, metavar="ADDRESS", help="The session key that signs the channel's vouchers."
 )
 
 
@@ -81,7 +57,7 @@ def payments() -> None:
 
 
 @payments.command(short_help="Pay into a channel, or into the account for escrows.")
-@click.argument("amount", callback=_amount)
+@click.argument("amount", callback=amount_parameter)
 @click.option("--gateway", callback=_gateway, metavar="URL|ADDRESS", help="For whom; default: setting client.gateway.")
 @_signer
 @click.option("--account", "to_account", is_flag=True, help="Into the account for escrows, which is for any gateway.")
@@ -122,7 +98,9 @@ def deposit(
 @click.option("--gateway", callback=_gateway, metavar="URL|ADDRESS", help="Of the channel, where there are several.")
 @_signer
 @click.option("--cancel", is_flag=True, help="Keep the channel: take back a withdrawal that has begun.")
-@click.option("--account", "amount", callback=_amount, metavar="AMOUNT", help="From the account for escrows; at once.")
+@click.option(
+    "--account", "amount", callback=amount_parameter, metavar="AMOUNT", help="From the account for escrows; at once."
+)
 @wallet_options
 def withdraw(
     gateway: bytes | str | None,

@@ -5,15 +5,18 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 
+import trio
 from libp2p.peer.peerinfo import PeerInfo, info_from_p2p_addr
 from libp2p.utils.address_validation import expand_wildcard_address
 from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
 from .errors import SwarmError
 
-__all__ = ["Multiaddr", "advertised", "check_free", "parse_listen", "parse_peer"]
+__all__ = ["Multiaddr", "advertised", "check_free", "parse_listen", "parse_peer", "resolved"]
 
 _FAMILIES = {"ip4": socket.AF_INET, "ip6": socket.AF_INET6}
+_NAMED = {"dns": socket.AF_UNSPEC, "dns4": socket.AF_INET, "dns6": socket.AF_INET6}
+_MOST_OF_A_NAME = 8
 _WILDCARDS = ("/ip4/0.0.0.0/", "/ip6/::/")
 
 
@@ -54,6 +57,26 @@ def parse_peer(address: str) -> PeerInfo:
         raise SwarmError(
             f"{address} names no peer; append /p2p/ and its peer id, as `ncn registry peers` prints it"
         ) from error
+
+
+async def resolved(address: Multiaddr) -> list[Multiaddr]:
+    """Return the addresses that can be dialled for one: the library knows IP addresses alone.
+
+    Args:
+        address: ``/dns/``, ``/dns4/`` or ``/dns6/`` and a name, as multiaddr's table of protocols has them; anything
+            else is returned as it is.
+
+    Raises:
+        OSError: the name is unknown.
+    """
+    (kind, name), *rest = ((p.name, address.value_for_protocol(p.code)) for p in address.protocols())
+    if kind not in _NAMED:
+        return [address]
+    behind = "".join(f"/{protocol}/{value}" for protocol, value in rest)
+    found = await trio.socket.getaddrinfo(name, None, family=_NAMED[kind], type=socket.SOCK_STREAM)
+    hosts = dict.fromkeys((family, str(where[0])) for family, _, _, _, where in found)
+    names = {number: protocol for protocol, number in _FAMILIES.items()}
+    return [Multiaddr(f"/{names[family]}/{host}{behind}") for family, host in list(hosts)[:_MOST_OF_A_NAME]]
 
 
 def check_free(address: Multiaddr) -> None:

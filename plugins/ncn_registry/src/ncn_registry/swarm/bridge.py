@@ -7,9 +7,10 @@ beside a busy DHT stays under 1 ms (trio's guest mode: up to 4 ms).
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -126,6 +127,36 @@ class Bridge(Generic[Service]):
             with contextlib.suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(scope.cancel)
             raise
+
+    async def call_back(self, function: Callable[..., Coroutine[Any, Any, T]], *args: object) -> T:
+        """Run an async function in asyncio's loop, called from the thread, and return what it returned.
+
+        Cancelling the caller cancels it there, without waiting for its end.
+
+        Raises:
+            SwarmDown: the loop is closed.
+        """
+        done, token = trio.Event(), trio.lowlevel.current_trio_token()
+
+        def wake(_: object) -> None:
+            with contextlib.suppress(trio.RunFinishedError):
+                token.run_sync_soon(done.set)
+
+        coroutine = function(*args)
+        try:
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        except RuntimeError as error:
+            coroutine.close()
+            raise SwarmDown("the program is ending") from error
+        future.add_done_callback(wake)
+        try:
+            await done.wait()
+        finally:
+            future.cancel()
+        try:
+            return future.result()
+        except concurrent.futures.CancelledError as error:
+            raise SwarmDown("the program is ending") from error
 
     async def wait_down(self) -> None:
         """Wait until the thread has ended; raise what ended it, if anything did."""

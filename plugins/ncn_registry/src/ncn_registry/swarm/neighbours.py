@@ -20,7 +20,7 @@ from libp2p.peer.peerinfo import PeerInfo
 from libp2p.rcmgr import Direction
 from libp2p.utils.varint import encode_uvarint, read_varint_prefixed_bytes_limited
 
-from .addresses import Multiaddr
+from .addresses import Multiaddr, resolved
 from .errors import SwarmError
 from .limits import DHT_PROTOCOL, Timing
 from .silence import Silence
@@ -89,8 +89,16 @@ class Neighbours(INotifee):
         """
         if info.peer_id == self._host.get_id():
             raise SwarmError(f"{info.peer_id} is this node itself")
-        network, store, failure = self._host.get_network(), self._host.get_peerstore(), None
+        network, store = self._host.get_network(), self._host.get_peerstore()
+        failure: Exception | None = None
+        dialled = list[Multiaddr]()
         for address in info.addrs:
+            try:
+                with trio.fail_after(self._timing.rpc_s):
+                    dialled += await resolved(address)
+            except (OSError, trio.TooSlowError) as error:
+                failure = error
+        for address in dialled:
             # The library dials one address of a kind, and after a failure none for a minute.
             store.clear_addrs(info.peer_id)
             if isinstance(network, Network):

@@ -6,7 +6,7 @@ Connections are noise over TCP, with yamux: the library would also offer plainte
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -35,6 +35,7 @@ from .gossip import Gossip
 from .limits import Timing
 from .lookup import Lookup, Routing
 from .neighbours import Neighbours
+from .questions import Questions
 from .records import NAMESPACE, Judge, RecordStore
 from .silence import Silence
 
@@ -59,6 +60,7 @@ class Options:
         admit: whether a gossip message is good: topic, data, author.
         heard: called with each good gossip message: topic, data, author.
         stored: called with each record that a peer stored here, or that was read from one: key, value.
+        asked: answers a question of a peer: question, peer; where there is none, questions are not taken.
     """
 
     key: bytes = field(repr=False)
@@ -70,6 +72,7 @@ class Options:
     admit: Callable[[str, bytes, str], bool]
     heard: Callable[[str, bytes, str], None]
     stored: Callable[[str, bytes], None]
+    asked: Callable[[bytes, str], Awaitable[bytes]] | None
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class Node:
     gossip: Gossip
     lookup: Lookup
     neighbours: Neighbours
+    questions: Questions
     nursery: trio.Nursery
 
     async def subscribe(self, topic: str) -> None:
@@ -178,4 +182,5 @@ async def open_node(options: Options) -> AsyncIterator[Node]:
         # Only now: its first look-up fills the routing table, and would find nobody.
         await stack.enter_async_context(background_trio_service(dht))
         lookup = Lookup(dht, store, judge, silence, timing)
-        yield Node(host, dht, gossip, lookup, neighbours, nursery)
+        questions = Questions(host, neighbours.connect, timing, options.asked)
+        yield Node(host, dht, gossip, lookup, neighbours, questions, nursery)

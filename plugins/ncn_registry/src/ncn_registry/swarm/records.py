@@ -90,22 +90,26 @@ class RecordStore(ValueStore):
     def __init__(self, host: IHost, peer: ID, stored: Callable[[str, bytes], None]) -> None:
         super().__init__(host=host, local_peer_id=peer)
         self._stored = stored
+        self._others: dict[bytes, None] = {}  # keys that are not this node's own, oldest first
 
     def _evict_if_full(self) -> None:
         # The library looks through all entries and parses the time of each. Dicts keep the order of insertion.
         while len(self.store) >= STORED_RECORDS:
-            oldest = next((key for key in self.store if key not in self.local_keys), next(iter(self.store)))
-            del self.store[oldest]
+            oldest = next(iter(self._others), None)
+            self._others.pop(oldest or b"", None)
+            self.store.pop(next(iter(self.store)) if oldest is None else oldest, None)  # it may have expired before
 
     def put(self, key: bytes, value: bytes, validity: float = 0.0) -> None:
         """Keep a record of this node's own."""
         self.store.pop(key, None)
+        self._others.pop(key, None)
         super().put(key, value, validity)
 
     def put_record(self, key: bytes, record: Record) -> None:
         """Keep a record that a peer put here, which the DHT has validated."""
         known = self.store.pop(key, None)
         super().put_record(key, record)
+        self._note(key)
         if known is None or known[0].value != record.value:
             self._stored(key.decode()[1:], bytes(record.value))
 
@@ -115,7 +119,15 @@ class RecordStore(ValueStore):
         self.put(key, value)
         if not mine:
             self.local_keys.discard(key)
+            self._note(key)
         self._stored(key.decode()[1:], value)
+
+    def _note(self, key: bytes) -> None:
+        if key not in self.local_keys:
+            self._others.pop(key, None)
+            self._others[key] = None
+            if len(self._others) > STORED_RECORDS:  # some have expired, and left the store by themselves
+                self._others = {other: None for other in self._others if other in self.store}
 
     async def _republish_records(self, peer_routing: Any = None) -> None:
         # The library sends its copies again after 22 h. Ours expire sooner, and whoever signed them renews them.

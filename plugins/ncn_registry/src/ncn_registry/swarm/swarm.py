@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from types import TracebackType
+from typing import Any
 
 from libp2p.crypto.secp256k1 import create_new_key_pair
 from libp2p.peer.id import ID
+from libp2p.peer.peerinfo import PeerInfo
 
 from .addresses import check_free, parse_listen, parse_peer
 from .bridge import Bridge
@@ -51,6 +53,8 @@ class Swarm:
         admit: returns whether a gossip message is good (topic, data, author's peer id); a bad one is neither heard
             nor relayed.
         stored: called with key and value of each good record that another peer stored here or that a ``get`` found.
+        asked: answers a question of a peer (question, peer's id), in the loop; it is cancelled after
+            ``timing.answer_s``, and an exception leaves the question without an answer. None: no questions are taken.
         timing: time limits and pauses.
 
     Raises:
@@ -68,6 +72,7 @@ class Swarm:
         bootstrap: Sequence[str] = (),
         admit: Callable[[str, bytes, str], bool] = _admit_all,
         stored: Callable[[str, bytes], None] = _ignore,
+        asked: Callable[[bytes, str], Coroutine[Any, Any, bytes]] | None = None,
         timing: Timing = Timing(),  # noqa: B008 - frozen
     ) -> None:
         try:
@@ -87,7 +92,9 @@ class Swarm:
             admit=admit,
             heard=self._pass_heard,
             stored=self._pass_stored,
+            asked=self._pass_asked if asked is not None else None,
         )
+        self._asked = asked
         self._bridge = Bridge(lambda: open_node(self._options))
 
     async def __aenter__(self) -> Swarm:
@@ -164,6 +171,28 @@ class Swarm:
         """
         await self._bridge.call(self._node.neighbours.connect, parse_peer(address))
 
+    async def ask(self, peer_id: str, addresses: Sequence[str], question: bytes, timeout_s: float) -> bytes:
+        """Ask a peer directly, over a stream of its own; a connection is made where there is none.
+
+        Args:
+            peer_id: of the peer, base58.
+            addresses: multiaddrs at which it may be dialled, with or without ``/p2p/`` and that peer id.
+            question: at most 16 MiB.
+            timeout_s: for all of it, the dialling included.
+
+        Raises:
+            SwarmError: an address is malformed, the peer cannot be reached, or gave no answer in time.
+        """
+        end = f"/p2p/{peer_id}"
+        infos = [parse_peer(address.removesuffix(end) + end) for address in addresses]
+        if not infos:
+            raise SwarmError(f"no address of peer {peer_id} is known")
+        info = PeerInfo(infos[0].peer_id, [address for one in infos for address in one.addrs])
+        try:
+            return await self._bridge.call(self._node.questions.ask, info, question, timeout_s=timeout_s)
+        except TimeoutError as error:
+            raise SwarmError(f"peer {peer_id} gave no answer within {timeout_s:g} s") from error
+
     def peers(self) -> list[Peer]:
         """Return the peers this node is connected to."""
         return list(self._node.neighbours.peers)
@@ -182,6 +211,11 @@ class Swarm:
     def _check_content(key: bytes) -> None:
         if len(key) not in _KEY_RANGE:
             raise SwarmError(f"a provided key must have {_KEY_RANGE[0]} to {_KEY_RANGE[-1]} bytes, not {len(key)}")
+
+    async def _pass_asked(self, question: bytes, peer: str) -> bytes:
+        if self._asked is None:
+            raise SwarmError("no questions are taken here")
+        return await self._bridge.call_back(self._asked, question, peer)
 
     def _pass_heard(self, topic: str, data: bytes, peer: str) -> None:
         self._pass(self._heard, topic, data, peer)
