@@ -70,7 +70,7 @@ def committee(models: Path, tmp_path: Path) -> Iterator[Committee]:
     """The five registries start first, without a chain; the second one wants to see every answer."""
     running = Network(tmp_path / "home", models)
     registry = f"127.0.0.1:{running.registry_port}"
-    running.environment |= {"REGISTRY_GRPC_ADDR": registry, "NCN_REGISTRY_HEARTBEAT_INTERVAL_MS": "500"}
+    running.environment["REGISTRY_GRPC_ADDR"] = registry
     found = Committee(running, [])
     try:
         bootstrap = ""

@@ -109,7 +109,7 @@ def test_a_node_at_one_registry_is_found_by_the_gateway_of_another(registries: R
     assert "mlp" in {model["name"] for model in node["models"]}
     assert [row["node"] for row in registries.ask("node", "list", at=0)] == [node["node"]]
     assert registries.ask("node", "show", node["node"], at=1)["alive"] is True
-    kinds = [row["kind"] for row in registries.ask("registry", "records", at=1)]
+    kinds = [row["kind"] for row in registries.ask("registry", "records", at=1) if row["kind"] != "validator"]
     assert sorted(kinds) == ["gateway", "node", "registry", "registry"]
     running.wait_ready()
     with Client(running.url) as client:

@@ -173,6 +173,14 @@ async def test_an_answer_is_whole(client: openai.AsyncOpenAI, speaker: Speaker) 
     }
 
 
+async def test_who_names_no_seed_gets_dice_of_its_own(client: openai.AsyncOpenAI, speaker: Speaker) -> None:
+    for temperature in (1.0, 1.0, 0.0):
+        await client.chat.completions.create(model="talker", messages=HELLO, temperature=temperature)
+    seeds = [request.parameters.get("seed") for request in speaker.asked]
+    assert len(set(seeds[:2])) == 2
+    assert seeds[2] is None
+
+
 async def test_parts_of_a_message_are_one_text(client: openai.AsyncOpenAI, speaker: Speaker) -> None:
     parts: Any = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
     await client.chat.completions.create(model="talker", messages=parts, max_completion_tokens=9, stop="x")

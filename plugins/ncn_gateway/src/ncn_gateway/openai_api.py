@@ -15,6 +15,7 @@ import asyncio
 import base64
 import codecs
 import json
+import secrets
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TypeVar
@@ -231,7 +232,10 @@ class _Api:
 def _sampling(form: Chat) -> dict[str, bool | int | float | str]:
     """Return the parameters that a conversation names."""
     limit = form.max_completion_tokens if form.max_completion_tokens is not None else form.max_tokens
-    given = {"temperature": form.temperature, "top_p": form.top_p, "seed": form.seed, "max_tokens": limit}
+    seed = form.seed
+    if seed is None and form.temperature:
+        seed = secrets.randbits(31)  # a model's own default would give every conversation the same dice
+    given = {"temperature": form.temperature, "top_p": form.top_p, "seed": seed, "max_tokens": limit}
     parameters: dict[str, bool | int | float | str] = {name: v for name, v in given.items() if v is not None}
     if form.stop:
         parameters["stop"] = json.dumps([form.stop] if isinstance(form.stop, str) else form.stop)
