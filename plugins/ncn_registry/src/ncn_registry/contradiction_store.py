@@ -6,7 +6,6 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -21,6 +20,8 @@ from ncn_framework.signing import address_hex
 from ncn_framework.statements import Contradiction
 from ncn_framework.wire import messages_pb2 as pb
 from ncn_framework.wire.convert_statements import statement_from_pb
+
+from .database import as_store_errors, checkpoint, transaction
 
 __all__ = ["ContradictionStore", "Decided", "Found", "Key", "State", "kept_contradictions"]
 
@@ -122,7 +123,7 @@ class ContradictionStore:
 
     def __init__(self, path: Path, domain: Domain, now_ms: int) -> None:
         self._path, self._using = path, threading.Lock()
-        with self._refusals():
+        with as_store_errors("contradictions", self._path):
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             try:
@@ -135,7 +136,7 @@ class ContradictionStore:
         execute = self._database.execute
         sqlite_pragmas(self._database)
         self._database.executescript(_SCHEMA)
-        with self._transaction():
+        with transaction(self._database):
             if execute("SELECT chain_id, contract FROM belongs_to").fetchone() != identity:
                 for table in _TABLES:
                     execute(f"DELETE FROM {table}")
@@ -149,7 +150,7 @@ class ContradictionStore:
 
     def open_ones(self) -> list[Found]:
         """Return the contradictions that the chain does not have yet."""
-        with self._using, self._refusals():
+        with self._using, as_store_errors("contradictions", self._path):
             return _rows(self._database, "WHERE state = 'open'")
 
     def add(self, signed: Iterable[tuple[Decided, Sequence[Signature]]], now_ms: int) -> list[Found]:
@@ -159,7 +160,7 @@ class ContradictionStore:
             sqlite3.Error: they could not be kept.
         """
         found: list[Found] = []
-        with self._using, self._transaction():
+        with self._using, transaction(self._database):
             for statement, signatures in signed:
                 found += self._add(statement, signatures, now_ms)
             for table, column in (("statements", "id"), ("signed", "statement")):
@@ -203,7 +204,7 @@ class ContradictionStore:
         Raises:
             StoreError: it could not be kept.
         """
-        with self._using, self._refusals():
+        with self._using, as_store_errors("contradictions", self._path):
             self._database.execute(
                 "UPDATE contradictions SET state = ?, detail = ? WHERE validator = ? AND subject = ?",
                 (str(found.state), found.detail, *found.key),
@@ -212,25 +213,7 @@ class ContradictionStore:
     def checkpoint(self) -> None:
         """Copy the log into the database."""
         with self._using:
-            self._database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._database.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._database.execute("COMMIT")
-        except BaseException:
-            if self._database.in_transaction:
-                self._database.execute("ROLLBACK")
-            raise
-
-    @contextmanager
-    def _refusals(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError) as cause:
-            raise StoreError(f"the contradictions in {self._path} could not be kept: {cause}") from cause
+            checkpoint(self._database)
 
 
 def kept_contradictions(path: Path) -> list[Found]:

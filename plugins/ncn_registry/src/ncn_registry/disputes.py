@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -23,6 +23,8 @@ from ncn_framework.signing import address_hex
 from ncn_framework.statements import Evidence, VerdictStatement
 from ncn_framework.wire import messages_pb2 as pb
 from ncn_framework.wire.convert_statements import evidence_from_pb, evidence_to_pb
+
+from .database import as_store_errors
 
 if TYPE_CHECKING:
     from ncn_framework.node import Node
@@ -257,7 +259,7 @@ class Disputes:
             self._all[key] = replace(dispute, evidence=None)
 
     def _open(self) -> sqlite3.Connection:
-        with self._refusals():
+        with as_store_errors("disputes", self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             database = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
             sqlite_pragmas(database)
@@ -286,7 +288,7 @@ class Disputes:
         await finish(alone())
 
     def _write(self, dispute: Dispute, data: bytes | None) -> None:
-        with self._refusals():
+        with as_store_errors("disputes", self._path):
             if data is not None:
                 self._database.execute(
                     "INSERT OR REPLACE INTO disputes VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -298,13 +300,6 @@ class Disputes:
                 f"UPDATE disputes SET state = ?, detail = ?, refusals = ?{evidence} WHERE receipt = ?",
                 (*_progress(dispute), dispute.receipt),
             )
-
-    @contextmanager
-    def _refusals(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError) as cause:
-            raise StoreError(f"the disputes in {self._path} could not be kept: {cause}") from cause
 
 
 def kept_disputes(path: Path) -> list[Dispute]:

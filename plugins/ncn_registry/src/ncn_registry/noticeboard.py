@@ -24,6 +24,7 @@ from ncn_framework.statements import Statement, epoch_of
 from ncn_framework.wire import registry_pb2 as pb
 from ncn_framework.wire.convert import record_from_pb, record_to_pb
 
+from .database import noticed
 from .notices import Notice, notice_from_record, notice_record, receipts_of
 from .outcomes import Answered, Outcome
 from .signatures import Signatures
@@ -194,7 +195,7 @@ class Noticeboard:
             epoch = await self._epoch(notice.epoch)
             proven = await asyncio.to_thread(proven_by, notice, epoch)
             self._signed(notice.digest, notice.signatures)
-            self._tallies.put(proven).add_done_callback(_noticed)
+            self._tallies.put(proven).add_done_callback(noticed)
         except (ChainError, NoHandlerError) as error:
             log.debug("a notice of epoch %d waits: %s", notice.epoch, error)
             self._later.append(notice)
@@ -265,9 +266,3 @@ def proven_by(notice: Notice, epoch: Epoch) -> Proven:
         others.intersection(notice.silent),
         notice.receipts,
     )
-
-
-def _noticed(written: asyncio.Future[None]) -> None:
-    """Take note of a failure that nobody waits for; the writer has logged it."""
-    if not written.cancelled():
-        written.exception()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ncn_framework.errors import NcnError
 from ncn_framework.models import Record
 
+from .database import noticed
 from .dht import Dht
 from .records import withdrawal
 from .roll import Roll
@@ -76,10 +77,4 @@ class Speakers:
             if (own := self._own.pop(signer.address, None)) is not None:
                 with suppress(NcnError):
                     record = sealed(withdrawal(own, now), signer, self._node.domain)
-                    self._roll.put(record, direct=True, alive=False).add_done_callback(_noticed)
-
-
-def _noticed(written: asyncio.Future[None]) -> None:
-    """Take note of a failure that nobody waits for; the store has logged it."""
-    if not written.cancelled():
-        written.exception()
+                    self._roll.put(record, direct=True, alive=False).add_done_callback(noticed)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import heapq
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from ncn_framework.errors import NoCapacity, StoreError
+from ncn_framework.errors import NoCapacity
 from ncn_framework.group_commit import GroupCommit, sqlite_pragmas
 from ncn_framework.models import Domain, Record
+
+from .database import as_store_errors, checkpoint, noticed, transaction
 
 __all__ = ["Kept", "RecordStore"]
 
@@ -75,7 +75,7 @@ class RecordStore:
         self._writer = GroupCommit[Kept | Key]("records", self._write, checkpoint=self._checkpoint)
 
     async def __aenter__(self) -> RecordStore:
-        with self._refusals():
+        with as_store_errors("records", self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._database = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
             sqlite_pragmas(self._database)
@@ -140,7 +140,7 @@ class RecordStore:
                 expired.append(kept.record)
             if kept.keep_until_ms <= now_ms:
                 self._drop(key)
-                self._writer.put(key).add_done_callback(_noticed)
+                self._writer.put(key).add_done_callback(noticed)
                 if key[1] not in self._kinds:
                     forgotten.append(key[1])
         return expired, forgotten
@@ -171,7 +171,7 @@ class RecordStore:
     def _load(self) -> None:
         identity = (self._domain.chain_id, self._domain.contract)
         if self._database.execute("SELECT chain_id, contract FROM belongs_to").fetchone() != identity:
-            with self._transaction():
+            with transaction(self._database):
                 self._database.execute("DELETE FROM records")
                 self._database.execute("DELETE FROM belongs_to")
                 self._database.execute("INSERT INTO belongs_to VALUES (?, ?)", identity)
@@ -183,7 +183,7 @@ class RecordStore:
             self._add(Kept(Record(*fields), keep_until_ms, bool(direct)))
 
     def _write(self, items: list[Kept | Key]) -> None:
-        with self._transaction():
+        with transaction(self._database):
             for item in items:
                 if isinstance(item, Kept):
                     record = item.record
@@ -204,27 +204,4 @@ class RecordStore:
                     self._database.execute("DELETE FROM records WHERE kind = ? AND owner = ?", item)
 
     def _checkpoint(self) -> None:
-        self._database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._database.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._database.execute("ROLLBACK")
-            raise
-        self._database.execute("COMMIT")
-
-    @contextmanager
-    def _refusals(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError) as cause:
-            raise StoreError(f"the registry's database {self._path} refused: {cause}") from cause
-
-
-def _noticed(written: asyncio.Future[None]) -> None:
-    """Take note of a failure that nobody waits for; GroupCommit has logged it."""
-    if not written.cancelled():
-        written.exception()
+        checkpoint(self._database)

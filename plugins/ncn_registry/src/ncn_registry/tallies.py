@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from ncn_framework.group_commit import GroupCommit, sqlite_pragmas
 from ncn_framework.models import Domain
 from ncn_framework.statements import Performance
 
+from .database import as_store_errors, checkpoint, transaction
 from .faults import Fault, counted
 
 __all__ = ["Proven", "Tallies"]
@@ -92,7 +92,7 @@ class Tallies:
         self._using = threading.Lock()
 
     async def __aenter__(self) -> Tallies:
-        with self._refusals():
+        with as_store_errors("tallies", self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._database = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
             sqlite_pragmas(self._database)
@@ -143,7 +143,7 @@ class Tallies:
     # --- reading ---
 
     def _rows(self, sql: str, *values: int) -> list[tuple[bytes, ...]]:
-        with self._using, self._refusals():
+        with self._using, as_store_errors("tallies", self._path):
             return self._database.execute(sql, values).fetchall()
 
     def _performances(self, period: int) -> tuple[Performance, ...]:
@@ -188,7 +188,7 @@ class Tallies:
     # --- writing ---
 
     def _write(self, items: list[Proven]) -> None:
-        with self._using, self._transaction():
+        with self._using, transaction(self._database):
             for item in items:
                 self._add(item)
         self.changes += 1
@@ -221,14 +221,14 @@ class Tallies:
         )
 
     def _book(self, period: int) -> None:
-        with self._using, self._refusals():
+        with self._using, as_store_errors("tallies", self._path):
             self._database.execute("INSERT OR IGNORE INTO booked VALUES (?)", (period,))
         self.changes += 1
 
     def _forget(self, before: int) -> None:
         if before <= self.oldest:
             return
-        with self._using, self._refusals(), self._transaction():
+        with self._using, as_store_errors("tallies", self._path), transaction(self._database):
             execute = self._database.execute
             execute(
                 "INSERT INTO nodes SELECT node, SUM(receipts) FROM notices JOIN receipts USING (digest) "
@@ -253,7 +253,7 @@ class Tallies:
     def _load(self) -> None:
         identity = (self._domain.chain_id, self._domain.contract)
         if self._database.execute("SELECT chain_id, contract FROM belongs_to").fetchone() != identity:
-            with self._transaction():
+            with transaction(self._database):
                 for table in (*_TABLES, "belongs_to"):
                     self._database.execute(f"DELETE FROM {table}")
                 self._database.execute("INSERT INTO belongs_to VALUES (?, ?)", identity)
@@ -263,24 +263,7 @@ class Tallies:
 
     def _checkpoint(self) -> None:
         with self._using:
-            self._database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._database.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._database.execute("ROLLBACK")
-            raise
-        self._database.execute("COMMIT")
-
-    @contextmanager
-    def _refusals(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError) as cause:
-            raise StoreError(f"the tallies in {self._path} could not be kept: {cause}") from cause
+            checkpoint(self._database)
 
 
 def _faults(refused: Collection[bytes], silent: Collection[bytes]) -> Iterable[tuple[bytes, int]]:
